@@ -1,0 +1,61 @@
+"""Native parts only; everything else is in pyproject.toml.
+
+* `heapledger/_preload/libheapledger.so`: the shim, a plain shared library without Python in it, found at run time
+  through `importlib.resources`.
+* `heapledger.analyzer.glibc._compiled`: the malloc model, the same source that also runs interpreted: the mechanism
+  files are joined into one Cython module, so that calls between them are C calls.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+SHIM = "heapledger._preload.libheapledger"
+
+
+def cython_extensions() -> list[Extension]:
+    """Each folder with a `_amalgamate.py` beside it names its own parts; see there."""
+    from Cython.Build import cythonize
+
+    extensions = []
+    for folder, module in (
+        ("analyzer/glibc", "heapledger.analyzer.glibc._compiled"),
+        ("tracer/symbols", "heapledger.tracer.symbols._compiled"),
+    ):
+        script = ROOT / folder / "_amalgamate.py"
+        if script.exists():
+            subprocess.run([os.sys.executable, str(script)], check=True)  # type: ignore[attr-defined]
+            source = os.path.relpath(ROOT / folder / "_compiled.py", ROOT)
+            extensions.append(Extension(module, [source], extra_compile_args=["-O3"]))
+    return list(cythonize(extensions, language_level=3)) if extensions else []
+
+
+class BuildExt(build_ext):
+    """Builds the shim with plain compiler flags and gives it a plain name."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname == SHIM or fullname.endswith("libheapledger"):
+            return os.path.join(*SHIM.split(".")) + ".so"
+        return str(super().get_ext_filename(fullname))
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name != SHIM:
+            super().build_extension(ext)
+            return
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["make", "-C", str(ROOT / "preload"), f"OUT={target.resolve()}", "-s"], check=True)
+
+
+def shim_extension() -> Extension:
+    sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "preload").glob("*.c"))
+    return Extension(SHIM, sources, depends=[str(p.relative_to(ROOT)) for p in (ROOT / "preload").glob("*.h")])
+
+
+setup(ext_modules=[shim_extension(), *cython_extensions()], cmdclass={"build_ext": BuildExt})
