@@ -40,8 +40,9 @@ class BuildExt(build_ext):
     """Builds the shim with plain compiler flags and gives it a plain name."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        if fullname == SHIM or fullname.endswith("libheapledger"):
-            return os.path.join(*SHIM.split(".")) + ".so"
+        # Asked for the full dotted name, or for its last part where only the file's name is wanted.
+        if fullname.split(".")[-1] == SHIM.split(".")[-1]:
+            return os.path.join(*fullname.split(".")) + ".so"
         return str(super().get_ext_filename(fullname))
 
     def build_extension(self, ext: Extension) -> None:
