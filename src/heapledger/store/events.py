@@ -3,31 +3,31 @@
 The numbers of `Kind` are the ones in preload/spool.h and in trace files; a test compares the two. Column meanings
 per kind (a column that is not named is 0):
 
-| kind        | addr                | size            | arg            | arg2                         | word
-|-------------|---------------------|-----------------|----------------|------------------------------|-----------------------
-| MALLOC      | result              | request         |                |                              | word at result-8
-| CALLOC      | result              | nmemb × size    | nmemb          |                              | word at result-8
-| REALLOC     | result              | request         | old pointer    | word at old-8, before        | word at result-8
-| FREE        | pointer             |                 |                |                              | word at pointer-8
-| MEMALIGN    | result              | request         | alignment      | 0 memalign 1 aligned 2 posix| word at result-8
-| VALLOC      | result              | request         |                |                              | word at result-8
-| PVALLOC     | result              | request         |                |                              | word at result-8
-| MALLOC_TRIM | result (0 or 1)     | pad             |                |                              |
-| MALLOPT     | result (0 or 1)     | value (signed)  | param (signed) |                              |
-| MMAP        | result              | length          | hint           | prot + (flags << 16)         | offset
-| MUNMAP      | address             | length          | return         |                              |
-| MREMAP      | result              | new length      | old address    | flags                        | old length
-| MPROTECT    | address             | length          | return         | prot                         |
-| MADVISE     | address             | length          | return         | advice                       |
-| BRK         | break after         |                 | requested      |                              |
-| SBRK        | result              | incr. (signed)  |                |                              |
-| THREAD_START| thread pointer (fs) | stack size      | stack low end  | tid                          |
-| THREAD_END  |                     |                 |                | tid                          |
-| FORK        |                     |                 | child pid      |                              |
-| EXEC        |                     |                 |                |                              |
-| DLOPEN      | handle              |                 |                |                              |
-| DLCLOSE     | handle              |                 | return         |                              |
-| EXIT        |                     |                 | status         | 0 exit 1 _exit 2 quick_exit  |
+| kind        | addr                | size            | arg            | arg2                        | word
+|-------------|---------------------|-----------------|----------------|-----------------------------|-----------------------
+| MALLOC      | result              | request         |                |                             | word at result-8
+| CALLOC      | result              | nmemb × size    | nmemb          |                             | word at result-8
+| REALLOC     | result              | request         | old pointer    | word at old-8, before       | word at result-8
+| FREE        | pointer             |                 |                |                             | word at pointer-8
+| MEMALIGN    | result              | request         | alignment      | 0 memal. 1 aligned 2 posix | word at result-8
+| VALLOC      | result              | request         |                |                             | word at result-8
+| PVALLOC     | result              | request         |                |                             | word at result-8
+| MALLOC_TRIM | result (0 or 1)     | pad             |                |                             |
+| MALLOPT     | result (0 or 1)     | value (signed)  | param (signed) |                             |
+| MMAP        | result              | length          | hint           | prot + (flags << 16)        | offset
+| MUNMAP      | address             | length          | return         |                             |
+| MREMAP      | result              | new length      | old address    | flags                       | old length
+| MPROTECT    | address             | length          | return         | prot                        |
+| MADVISE     | address             | length          | return         | advice                      |
+| BRK         | break after         |                 | requested      |                             |
+| SBRK        | result              | incr. (signed)  |                |                             |
+| THREAD_START| thread pointer (fs) | stack size      | stack low end  | tid                         |
+| THREAD_END  |                     |                 |                | tid                         |
+| FORK        |                     |                 | child pid      |                             |
+| EXEC        |                     |                 |                |                             |
+| DLOPEN      | handle              |                 |                |                             |
+| DLCLOSE     | handle              |                 | return         |                             |
+| EXIT        |                     |                 | status         | 0 exit 1 _exit 2 quick_exit |
 
 A failed MMAP/MREMAP has addr 2**64-1 (MAP_FAILED); a failed allocation has addr 0. Signed values are two's complement
 in 64 bits. `word` is the chunk's size with its three flag bits (1 previous chunk in use, 2 mmapped, 4 not the main

@@ -10,8 +10,8 @@
                              └─ n fact          results, keyed by analyzer version
     frame (by module and offset) holds resolved symbols; a call_node's address is resolved through its module.
 
-Identities: an event's `stack` is the `node` of a call_node row of its process (0: none). seq rises strictly from block to
-block of a process. The sum of a snapshot's rss_bytes over its VMAs is the snapshot's rss_bytes.
+Identities: an event's `stack` is the `node` of a call_node row of its process (0: none). seq rises strictly from block
+to block of a process. The sum of a snapshot's rss_bytes over its VMAs is the snapshot's rss_bytes.
 
 Times are ns of CLOCK_MONOTONIC since session.start_ns. Addresses are stored as signed 64-bit integers (SQLite has no
 unsigned ones): values from 2**63 up come back negative, and `store.reader` widens them again.
@@ -120,7 +120,7 @@ class CallNode(Base):
 
 
 class Frame(Base):
-    """What an address in a module means. `depth` 0 is the innermost inlined function, the last one the real function."""
+    """What an address in a module means. `depth` 0 is the innermost inlined function, the last the real one."""
 
     __tablename__ = "frame"
     __table_args__ = (Index("frame_by_offset", "module_id", "offset", "depth", unique=True),)
