@@ -1,0 +1,5 @@
+"""`python -m heapledger`."""
+
+from heapledger.cli import main
+
+main()
