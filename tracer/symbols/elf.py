@@ -1,0 +1,265 @@
+"""ELF files as the symbolizer needs them: sections by name, notes, load bias. The container is pyelftools'.
+
+Whatever the file says about sizes is checked against the file's own size before memory is taken. A file that lies is a
+DamagedError here, and no more than an unresolved frame outside this package.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
+from elftools.elf.elffile import ELFFile
+
+from heapledger.tracer.symbols.cursor import Cursor
+from heapledger.tracer.symbols.damaged import DamagedError
+
+MAX_SECTIONS = 65_536
+MAX_INFLATED_BYTES = 1 << 30
+# Deflate cannot expand by more than 1032:1 (RFC 1951: 258 bytes out of a 2-bit code). zstd can by far more (a 4-byte
+# block stands for up to 128 KiB), but no compiler's output does: the same bound serves.
+MAX_EXPANSION = 1040
+SHF_ALLOC = 0x2
+SHF_COMPRESSED = 0x800
+ELFCOMPRESS_ZLIB = 1
+ELFCOMPRESS_ZSTD = 2
+NT_GNU_BUILD_ID = 3
+NOTE_LIMIT_BYTES = 1 << 16
+PAGE_BYTES = 4096
+# What pyelftools is known to raise on files that are not what they claim.
+PARSE_ERRORS = (ELFError, ConstructError, DamagedError, OSError, ValueError, LookupError, TypeError, AttributeError,
+                OverflowError, RecursionError, AssertionError)  # fmt: skip
+
+
+class Section:
+    """One section's bytes. Small pieces of an uncompressed one are read from the file as they are asked for."""
+
+    def __init__(self, stream: BinaryIO, header: Any, file_size: int, legacy: bool, wide: bool) -> None:
+        self._fd = stream.fileno()
+        self._offset = int(header["sh_offset"])
+        self.type = header["sh_type"]
+        self.address = int(header["sh_addr"])
+        self.link = int(header["sh_link"])
+        self.entry_size = int(header["sh_entsize"])
+        self.flags = int(header["sh_flags"])
+        self._wide = wide
+        self._legacy = legacy
+        self._compressed = legacy or bool(self.flags & SHF_COMPRESSED)
+        held = max(0, file_size - self._offset)
+        self.size = 0 if self.type == "SHT_NOBITS" else min(int(header["sh_size"]), held)
+        self._bytes: bytes | None = None
+
+    def data(self) -> bytes:
+        """All of it, decompressed; kept from then on."""
+        if self._bytes is None:
+            raw = os.pread(self._fd, self.size, self._offset) if self.size else b""
+            self._bytes = self._inflate(raw) if self._compressed and raw else raw
+            self.size = len(self._bytes)
+        return self._bytes
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes from `offset`: fewer at the section's end."""
+        if self._bytes is None and self._compressed:
+            self.data()
+        if offset < 0 or offset >= self.size:
+            return b""
+        if self._bytes is not None:
+            return self._bytes[offset : offset + count]
+        return os.pread(self._fd, min(count, self.size - offset), self._offset + offset)
+
+    def length(self) -> int:
+        """Size in bytes once decompressed."""
+        if self._compressed:
+            self.data()
+        return self.size
+
+    def string(self, offset: int) -> bytes:
+        """The NUL-terminated string at `offset`, empty where there is none."""
+        count = 128
+        while True:
+            piece = self.read(offset, count)
+            end = piece.find(0)
+            if end >= 0:
+                return piece[:end]
+            if len(piece) < count:
+                return b""
+            count *= 8
+
+    def _inflate(self, raw: bytes) -> bytes:
+        """Undo SHF_COMPRESSED (Elf_Chdr in front) or the older `.zdebug_*` (`ZLIB` and a big-endian size)."""
+        if self._legacy:
+            if raw[:4] != b"ZLIB":
+                raise DamagedError("not a compressed section")
+            return inflate_zlib(raw[12:], int.from_bytes(raw[4:12], "big"))
+        cur = Cursor(raw)
+        kind = cur.fixed(4)
+        if self._wide:
+            cur.skip(4)
+        declared = cur.fixed(8 if self._wide else 4)
+        cur.skip(8 if self._wide else 4)
+        if kind == ELFCOMPRESS_ZLIB:
+            return inflate_zlib(raw[cur.pos :], declared)
+        if kind == ELFCOMPRESS_ZSTD:
+            return inflate_zstd(raw[cur.pos :], declared)
+        raise DamagedError("unknown compression")
+
+
+def check_declared(declared: int, packed: int) -> None:
+    """Refuse a declared size that the packed bytes cannot hold, before anything is allocated for it."""
+    if declared > MAX_INFLATED_BYTES or declared > packed * MAX_EXPANSION:
+        raise DamagedError("compressed section declares an impossible size")
+
+
+def inflate_zlib(packed: bytes, declared: int) -> bytes:
+    check_declared(declared, len(packed))
+    try:
+        plain = zlib.decompressobj().decompress(packed, declared) if declared else b""
+    except zlib.error as error:
+        raise DamagedError(str(error)) from error
+    if len(plain) != declared:
+        raise DamagedError("compressed section is not of its declared size")
+    return plain
+
+
+def inflate_zstd(packed: bytes, declared: int) -> bytes:
+    import zstandard  # only the files that need it pay for the import
+
+    check_declared(declared, len(packed))
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed) as reader:
+            plain = reader.read(declared)
+    except zstandard.ZstdError as error:
+        raise DamagedError(str(error)) from error
+    if len(plain) != declared:
+        raise DamagedError("compressed section is not of its declared size")
+    return plain
+
+
+class Elf:
+    """An open ELF file. Little-endian only; `close` it, or use it as a context."""
+
+    def __init__(self, path: Path, stream: BinaryIO | None = None) -> None:
+        """Takes over `stream` (a real file) or opens `path`.
+
+        Raises OSError where it cannot be read, DamagedError where it is not a usable ELF file.
+        """
+        self.path = path
+        self._stream: BinaryIO = path.open("rb") if stream is None else stream
+        try:
+            self._load()
+        except PARSE_ERRORS as error:
+            self._stream.close()
+            raise DamagedError(f"{path}: {error}") from error
+
+    def _load(self) -> None:
+        self.file_size = os.fstat(self._stream.fileno()).st_size
+        self._elf = ELFFile(self._stream)
+        if not self._elf.little_endian:
+            raise DamagedError("big-endian")
+        self.wide = self._elf.elfclass == 64
+        if self._elf.num_sections() > MAX_SECTIONS or self._elf.num_segments() > MAX_SECTIONS:
+            raise DamagedError("too many sections")
+        self.sections: dict[str, Section] = {}
+        self._ordered: list[Section] = []
+        for section in self._elf.iter_sections():
+            name = section.name
+            legacy = name.startswith(".zdebug_")
+            mine = Section(self._stream, section.header, self.file_size, legacy, self.wide)
+            self._ordered.append(mine)
+            self.sections.setdefault("." + name[2:] if legacy else name, mine)
+
+    def section(self, name: str) -> Section | None:
+        """The section of that name, if it holds bytes."""
+        found = self.sections.get(name)
+        return found if found is not None and found.size > 0 else None
+
+    def linked(self, section: Section) -> Section | None:
+        """The section that sh_link names: a symbol table's strings."""
+        return self._ordered[section.link] if 0 < section.link < len(self._ordered) else None
+
+    def build_id(self) -> str | None:
+        """The GNU build-id in hex, from the note sections, or from the PT_NOTE segments where there are no sections."""
+        for section in self._ordered:
+            if section.type == "SHT_NOTE" and section.size:
+                found = find_build_id(section.read(0, NOTE_LIMIT_BYTES))
+                if found:
+                    return found
+        for kind, offset, _, size in self.segments():
+            if kind == "PT_NOTE":
+                size = min(size, NOTE_LIMIT_BYTES)
+                found = find_build_id(os.pread(self._stream.fileno(), size, offset) if offset < self.file_size else b"")
+                if found:
+                    return found
+        return None
+
+    def segments(self) -> list[tuple[str, int, int, int]]:
+        """(p_type, p_offset, p_vaddr, p_filesz) of each program header."""
+        return [
+            (str(s["p_type"]), int(s["p_offset"]), int(s["p_vaddr"]), int(s["p_filesz"]))
+            for s in self._elf.iter_segments()
+        ]
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Elf:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def find_build_id(notes: bytes) -> str | None:
+    """The NT_GNU_BUILD_ID among ELF notes.
+
+    04 00 00 00  14 00 00 00  03 00 00 00  47 4e 55 00  93 ac 61 ...     namesz, descsz, type, "GNU", 20 bytes of id
+    """
+    cur = Cursor(notes)
+    try:
+        while cur.pos < cur.end:
+            name_size, size, kind = cur.fixed(4), cur.fixed(4), cur.fixed(4)
+            name = notes[cur.pos : cur.pos + name_size]
+            cur.skip((name_size + 3) & ~3)
+            start = cur.pos
+            if kind == NT_GNU_BUILD_ID and name == b"GNU\0" and 0 < size <= cur.end - start:
+                return notes[start : start + size].hex()
+            cur.skip((size + 3) & ~3)
+    except DamagedError:
+        pass
+    return None
+
+
+def build_id(path: str | Path) -> str | None:
+    """The GNU build-id of an ELF file in hex; None where it has none or cannot be read."""
+    try:
+        with Elf(Path(path)) as elf:
+            return elf.build_id()
+    except PARSE_ERRORS:
+        return None
+
+
+def load_bias(path: str | Path, mapped_start: int, file_offset: int) -> int:
+    """What to take from a run-time address to get the ELF's own: a line of /proc/PID/maps against the PT_LOAD headers.
+
+    `mapped_start` is the address where the byte `file_offset` of the file is mapped. The loader maps whole pages, and
+    the last page of one segment is often the first of the next, so the segment that begins in the page of `file_offset`
+    goes before one that only holds it (a mapping that mprotect split). Without either, or when it is not an ELF file,
+    the file is taken as mapped from address 0 on.
+    """
+    try:
+        with Elf(Path(path)) as elf:
+            segments = elf.segments()
+    except PARSE_ERRORS:
+        segments = []
+    loads = [(offset, address, size) for kind, offset, address, size in segments if kind == "PT_LOAD"]
+    for offset, address, _ in loads:
+        if offset & ~(PAGE_BYTES - 1) == file_offset:
+            return mapped_start - (address - offset + file_offset)
+    for offset, address, size in loads:
+        if offset <= file_offset < offset + size:
+            return mapped_start - (address - offset + file_offset)
+    return mapped_start - file_offset

@@ -1,0 +1,98 @@
+"""One binary and all that describes it: its own sections, a separate debug file, minidebuginfo."""
+
+from __future__ import annotations
+
+import lzma
+import tempfile
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from heapledger.tracer.symbols.damaged import DamagedError
+from heapledger.tracer.symbols.demangle import demangle
+from heapledger.tracer.symbols.elf import PARSE_ERRORS, Elf
+from heapledger.tracer.symbols.frame import Frame
+from heapledger.tracer.symbols.locate import by_build_id, by_debuglink, open_elf
+
+MINI_LIMIT_BYTES = 256 << 20
+LZMA_MEMORY_BYTES = 128 << 20
+
+
+class Module:
+    """Resolves addresses of one binary. `path` None: only what the debug folders hold for `build_id`."""
+
+    def __init__(self, path: Path | None, build_id: str | None, debug_dirs: Sequence[Path], engine: ModuleType) -> None:
+        self._engine = engine
+        self._image = open_elf(path) if path is not None else None
+        self._debug = self._find_debug(build_id, debug_dirs)
+        self._mini: Elf | None = None
+        self._mini_tried = False
+
+    def _find_debug(self, build_id: str | None, debug_dirs: Sequence[Path]) -> Elf | None:
+        """The separate debug file; None if the binary has its own debug information, or there is no such file."""
+        if self._image is not None and self._image.section(".debug_info") is not None:
+            return None
+        found = by_build_id(build_id, debug_dirs) if build_id else None
+        if found is None and self._image is not None:
+            found = by_debuglink(self._image, debug_dirs)
+        return found
+
+    def resolve(self, offsets: list[int]) -> dict[int, list[Frame]]:
+        """Frames of the ascending `offsets`; those of which nothing is known are left out."""
+        return {offset: [Frame(demangle(name), None, None, False)] for offset, name in self._symbols(offsets).items()}
+
+    def _symbols(self, offsets: list[int]) -> dict[int, str]:
+        """Function symbols: `.symtab` of either file, else `.dynsym`, and minidebuginfo for what that leaves open."""
+        found: dict[int, str] = {}
+        for elf, table in ((self._debug, ".symtab"), (self._image, ".symtab"), (self._image, ".dynsym")):
+            left = [offset for offset in offsets if offset not in found]
+            if elf is not None and left:
+                found.update(self._table_symbols(elf, table, left))
+        left = [offset for offset in offsets if offset not in found]
+        mini = self._minidebuginfo() if left else None
+        if mini is not None:
+            found.update(self._table_symbols(mini, ".symtab", left))
+        return found
+
+    def _table_symbols(self, elf: Elf, table: str, offsets: list[int]) -> dict[int, str]:
+        section = elf.section(table)
+        strings = elf.linked(section) if section is not None else None
+        if section is None or strings is None:
+            return {}
+        try:
+            names, _ = self._engine.covering_symbols(section.data(), section.entry_size, elf.wide, array("Q", offsets))
+            return {o: text(strings.string(n)) for o, n in zip(offsets, names, strict=True) if n >= 0}
+        except PARSE_ERRORS:
+            return {}
+
+    def _minidebuginfo(self) -> Elf | None:
+        """The little ELF file in `.gnu_debugdata`: xz, a symbol table of what `.dynsym` does not name."""
+        if not self._mini_tried and self._image is not None:
+            self._mini_tried = True
+            section = self._image.section(".gnu_debugdata")
+            if section is not None:
+                self._mini = unpack_minidebuginfo(section.data(), self._image.path)
+        return self._mini
+
+    def close(self) -> None:
+        for elf in (self._image, self._debug, self._mini):
+            if elf is not None:
+                elf.close()
+
+
+def unpack_minidebuginfo(packed: bytes, path: Path) -> Elf | None:
+    """Decompressed into an unnamed temporary file, never more than MINI_LIMIT_BYTES of it."""
+    try:
+        plain = lzma.LZMADecompressor(lzma.FORMAT_XZ, LZMA_MEMORY_BYTES).decompress(packed, MINI_LIMIT_BYTES)
+        stream = tempfile.TemporaryFile()  # noqa: SIM115  (the Elf closes it)
+        stream.write(plain)
+        stream.flush()
+        return Elf(path, stream)
+    except (lzma.LZMAError, EOFError, DamagedError, OSError):
+        return None
+
+
+def text(raw: bytes) -> str:
+    """Names are bytes to ELF; what is not UTF-8 in one is shown escaped, so that it can be printed anywhere."""
+    return raw.decode("utf-8", "backslashreplace")
