@@ -11,9 +11,10 @@ from types import ModuleType
 
 from heapledger.tracer.symbols.damaged import DamagedError
 from heapledger.tracer.symbols.demangle import demangle
+from heapledger.tracer.symbols.dwarf import Dwarf, RawFrame, decoded
 from heapledger.tracer.symbols.elf import PARSE_ERRORS, Elf
 from heapledger.tracer.symbols.frame import Frame
-from heapledger.tracer.symbols.locate import by_build_id, by_debuglink, open_elf
+from heapledger.tracer.symbols.locate import by_altlink, by_build_id, by_debuglink, open_elf
 
 MINI_LIMIT_BYTES = 256 << 20
 LZMA_MEMORY_BYTES = 128 << 20
@@ -26,6 +27,9 @@ class Module:
         self._engine = engine
         self._image = open_elf(path) if path is not None else None
         self._debug = self._find_debug(build_id, debug_dirs)
+        self._debug_dirs = debug_dirs
+        self._alt: Elf | None = None
+        self._dwarf: Dwarf | None = None
         self._mini: Elf | None = None
         self._mini_tried = False
 
@@ -40,7 +44,33 @@ class Module:
 
     def resolve(self, offsets: list[int]) -> dict[int, list[Frame]]:
         """Frames of the ascending `offsets`; those of which nothing is known are left out."""
-        return {offset: [Frame(demangle(name), None, None, False)] for offset, name in self._symbols(offsets).items()}
+        raw = self._dwarf_frames(offsets)
+        nameless = [offset for offset in offsets if offset not in raw or not raw[offset][-1].function]
+        symbols = self._symbols(nameless) if nameless else {}
+        found = {}
+        for offset in offsets:
+            frames = raw.get(offset)
+            if frames is None:
+                if offset in symbols:
+                    found[offset] = [Frame(demangle(symbols[offset]), None, None, False)]
+                continue
+            found[offset] = [Frame(demangle(f.function), f.file, f.line, f.inlined) for f in frames[:-1]]
+            last = frames[-1]
+            found[offset].append(Frame(demangle(last.function or symbols.get(offset, "")), last.file, last.line, False))
+        return found
+
+    def _dwarf_frames(self, offsets: list[int]) -> dict[int, list[RawFrame]]:
+        elf = self._debug or self._image
+        if elf is None or elf.section(".debug_info") is None:
+            return {}
+        try:
+            if self._dwarf is None:
+                self._alt = by_altlink(elf, self._debug_dirs)
+                alt = Dwarf(self._alt, None, self._engine) if self._alt is not None else None
+                self._dwarf = Dwarf(elf, alt, self._engine)
+            return self._dwarf.resolve(offsets)
+        except PARSE_ERRORS:
+            return {}
 
     def _symbols(self, offsets: list[int]) -> dict[int, str]:
         """Function symbols: `.symtab` of either file, else `.dynsym`, and minidebuginfo for what that leaves open."""
@@ -62,7 +92,7 @@ class Module:
             return {}
         try:
             names, _ = self._engine.covering_symbols(section.data(), section.entry_size, elf.wide, array("Q", offsets))
-            return {o: text(strings.string(n)) for o, n in zip(offsets, names, strict=True) if n >= 0}
+            return {o: decoded(strings.string(n)) for o, n in zip(offsets, names, strict=True) if n >= 0}
         except PARSE_ERRORS:
             return {}
 
@@ -76,7 +106,7 @@ class Module:
         return self._mini
 
     def close(self) -> None:
-        for elf in (self._image, self._debug, self._mini):
+        for elf in (self._image, self._debug, self._alt, self._mini):
             if elf is not None:
                 elf.close()
 
@@ -91,8 +121,3 @@ def unpack_minidebuginfo(packed: bytes, path: Path) -> Elf | None:
         return Elf(path, stream)
     except (lzma.LZMAError, EOFError, DamagedError, OSError):
         return None
-
-
-def text(raw: bytes) -> str:
-    """Names are bytes to ELF; what is not UTF-8 in one is shown escaped, so that it can be printed anywhere."""
-    return raw.decode("utf-8", "backslashreplace")
