@@ -1,0 +1,561 @@
+"""The spool as the collector sees it: preload/spool.h, in Python.
+
+Drawings of every file and slot are in that header; the numbers here repeat it, and a test compares the two.
+`Control` is the control page, `Ring` one thread's ring file, `decode` turns slots into columns, `Nodes` reads the trie
+of call stacks, `Log` the text log.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from heapledger.errors import SpoolError
+from heapledger.store.events import Kind
+
+U64 = npt.NDArray[np.uint64]
+U32 = npt.NDArray[np.uint32]
+Bools = npt.NDArray[np.bool_]
+
+MAGIC_CONTROL = b"HLCTRL01"
+MAGIC_RING = b"HLRING01"
+VERSION = 1
+PAGE = 4096
+SEGMENT_NODES = 65536
+SPAN_LATE = 0x7FFFFF
+EXCESS_LATE = 0xFFFF
+AUX_EXT = 0xFFFF
+SIZE_EXT = 0xFFFFFFFFFFFF
+
+KIND_TIME, KIND_LATE, KIND_EXT = 61, 62, 63
+
+STARTING, RUNNING, HOLDING, ENDED, STOPPED = range(5)
+STOP_REASONS = ("", "no space left for the spool", "no memory left", "the collector was gone", "told to stop")
+RING_FREE, RING_OWNED, RING_LEFT = range(3)
+IP_CUT, IP_LOST = 1, 2
+EXIT_HOW = ("exit", "_exit", "quick_exit", "exec")
+NO_PARENT = 0xFFFFFFFF
+
+#: What a ring or a control page may at most claim: a damaged header must not make us take memory.
+MAX_SLOTS = 1 << 22
+MAX_RINGS = 1 << 16
+SLOT_BYTES = 32
+
+#: struct hl_control: field → (offset, bytes, signed)
+CONTROL_FIELDS: dict[str, tuple[int, int, bool]] = {
+    "version": (8, 4, False),
+    "pid": (12, 4, False),
+    "ppid": (16, 4, False),
+    "parent_image": (20, 4, False),
+    "fork_seq": (24, 8, False),
+    "start_break": (32, 8, False),
+    "start_ns": (40, 8, False),
+    "start_tsc": (48, 8, False),
+    "end_ns": (56, 8, False),
+    "end_tsc": (64, 8, False),
+    "tick_shift": (72, 4, False),
+    "hold_ms": (76, 4, False),
+    "ring_slots": (80, 4, False),
+    "stop_reason": (84, 4, False),
+    "stop_errno": (88, 4, True),
+    "exit_how": (92, 4, False),
+    "exit_status": (96, 4, True),
+    "main_tid": (100, 4, False),
+    "self_low": (104, 8, False),
+    "self_high": (112, 8, False),
+    "state": (128, 4, False),
+    "rings": (132, 4, False),
+    "nodes": (136, 4, False),
+    "lost": (144, 8, False),
+    "release": (256, 4, False),
+    "told": (260, 4, False),
+    "heartbeat_ns": (264, 8, False),
+    "seq": (384, 8, False),
+}
+
+#: struct hl_ring, likewise
+RING_FIELDS: dict[str, tuple[int, int, bool]] = {
+    "index": (8, 4, False),
+    "tid": (12, 4, False),
+    "state": (16, 4, False),
+    "capacity": (20, 4, False),
+    "generation": (24, 4, False),
+    "thread": (28, 4, False),
+    "thread_pointer": (32, 8, False),
+    "stack_low": (40, 8, False),
+    "stack_high": (48, 8, False),
+    "head": (128, 8, False),
+    "tail": (256, 8, False),
+}
+
+_TYPES = {(4, False): "<u4", (4, True): "<i4", (8, False): "<u8"}
+
+
+class _Page:
+    """Named fields over a mapped file. One numpy scalar a field: each load and store is one aligned access."""
+
+    def __init__(self, path: Path, magic: bytes, fields: dict[str, tuple[int, int, bool]]) -> None:
+        self.path = path
+        with open(path, "r+b") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < PAGE:
+                raise SpoolError(f"{path.name} is cut short ({size} bytes)", hint="this part of the spool is skipped")
+            self.map = mmap.mmap(file.fileno(), size)
+        if self.map[:8] != magic:
+            raise SpoolError(f"{path.name} does not begin with {magic.decode()}", hint="is this a heapledger spool?")
+        self._fields: dict[str, npt.NDArray[Any]] = {
+            name: np.frombuffer(self.map, _TYPES[size, signed], 1, offset)
+            for name, (offset, size, signed) in fields.items()
+        }
+
+    def get(self, name: str) -> int:
+        return int(self._fields[name][0])
+
+    def set(self, name: str, value: int) -> None:
+        self._fields[name][0] = value
+
+    def close(self) -> None:
+        """Forgets the mapping; it goes away with the last numpy view of it."""
+        self._fields = {}
+
+
+class Control(_Page):
+    """The control page of one process image."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "control", MAGIC_CONTROL, CONTROL_FIELDS)
+        if (version := self.get("version")) != VERSION:
+            raise SpoolError(
+                f"{folder.name}/control has version {version}, this heapledger reads {VERSION}",
+                hint="use the heapledger that made this spool",
+            )
+
+
+@dataclass(slots=True)
+class Decoded:
+    """Events of one ring in slot order; `tick` in units of 2**tick_shift TSC cycles. All arrays have equal length."""
+
+    kind: npt.NDArray[np.uint8]
+    tick: U64
+    seq: U64
+    seq_exit: U64
+    addr: U64
+    size: U64
+    arg: U64
+    arg2: U64
+    word: U64
+    stack: U32
+    damaged: int = 0
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+
+def _kind_table(kinds: set[int]) -> Bools:
+    table = np.zeros(64, bool)
+    table[list(kinds)] = True
+    return table
+
+
+_KNOWN = _kind_table({int(kind) for kind in Kind})
+#: Kinds whose `excess` bits say the word at addr - 8.
+_HAS_WORD = _kind_table({1, 2, 3, 5, 6, 7})
+
+_LAP, _DONE, _MORE = 0x80, 0x100, 0x40
+
+
+def _signed(values: U64, bits: int) -> npt.NDArray[np.int64]:
+    """The low `bits` of each value as a signed number."""
+    shift = np.uint64(64 - bits)
+    return (values << shift).view(np.int64) >> np.int64(64 - bits)
+
+
+@dataclass(slots=True)
+class Carry:
+    """What a ring's short fields are widened against: the last full tick and sequence number seen in it."""
+
+    tick: int
+    seq: int
+
+
+def _widen_ticks(rows: U64, kinds: npt.NDArray[np.uint8], full: U64, carry: Carry) -> U64:
+    """Full ticks of event and HL_TIME rows, from w3 (events) and w1 (`full`, HL_TIME): each step is below 2**23 ticks,
+    and an HL_TIME row says the whole number."""
+    is_time = kinds == KIND_TIME
+    has_time = bool(is_time.any())
+    short = rows >> np.uint64(40)
+    if has_time:
+        short = np.where(is_time, full & np.uint64(0xFFFFFF), short)
+    before = np.empty_like(short)
+    before[0] = carry.tick & 0xFFFFFF
+    before[1:] = short[:-1]
+    ticks = np.cumsum(_signed(short - before, 24)).view(np.uint64) + np.uint64(carry.tick)
+    if has_time:
+        for at in np.flatnonzero(is_time):
+            ticks[at:] += full[at] - ticks[at]
+    return ticks
+
+
+def decode(slots: U64, carry: Carry, open_slots: Bools | None = None) -> Decoded:
+    """The events in `slots` ((n, 4) u64, a private copy; whole events, see Ring.read). Updates `carry`.
+
+    `open_slots` marks calls that were never seen to return: they get seq_exit 0 and no result.
+    """
+    w0 = slots[:, 0]
+    kinds = (w0 & np.uint64(63)).astype(np.uint8)
+    if len(kinds) and int(kinds.max()) < KIND_TIME:
+        w0, w1, w2, w3 = (np.ascontiguousarray(slots[:, i]) for i in range(4))
+        main: npt.NDArray[np.intp] | None = None
+        ticks = _widen_ticks(w3, kinds, w1, carry)
+        carry.tick = int(ticks[-1])
+    else:
+        timed = np.flatnonzero(kinds <= KIND_TIME)
+        is_main = kinds[timed] != KIND_TIME
+        _carry_from_time(slots, kinds, carry)
+        ticks = np.empty(0, np.uint64)
+        if len(timed):
+            ticks = _widen_ticks(slots[timed, 3], kinds[timed], slots[timed, 1], carry)
+            carry.tick = int(ticks[-1])
+            ticks = ticks[is_main]
+        main = timed[is_main]
+        if len(main) == 0:
+            return _nothing()
+        w0, w1, w2, w3 = (np.ascontiguousarray(slots[main, i]) for i in range(4))
+        kinds = kinds[main]
+    seq = _signed(w3 - np.uint64(carry.seq & 0xFFFFFFFFFFFFFFFF), 40).view(np.uint64) + np.uint64(carry.seq)
+    carry.seq = int(seq[-1])
+    events = _plain(kinds, ticks, seq, w0, w1, w2)
+    if main is not None:
+        _join_ext(events, slots, main, w0, w2)
+        _join_late(events, slots, w0, w1)
+    if open_slots is not None and open_slots.any():
+        _blank_open(events, open_slots if main is None else open_slots[main])
+    known = _KNOWN[events.kind]
+    if not known.all():
+        events = _select(events, known)
+        events.damaged = int(len(known) - known.sum())
+    return events
+
+
+def _nothing() -> Decoded:
+    wide = np.empty(0, np.uint64)
+    return Decoded(np.empty(0, np.uint8), wide, wide, wide, wide, wide, wide, wide, wide, np.empty(0, np.uint32))
+
+
+def _carry_from_time(slots: U64, kinds: npt.NDArray[np.uint8], carry: Carry) -> None:
+    """A ring's first HL_TIME says the full numbers that a new reader does not know yet."""
+    if carry.seq == 0 and len(at := np.flatnonzero(kinds == KIND_TIME)):
+        carry.seq = int(slots[at[0], 2])
+        carry.tick = int(slots[at[0], 1])
+
+
+def _plain(kinds: npt.NDArray[np.uint8], ticks: U64, seq: U64, w0: U64, w1: U64, w2: U64) -> Decoded:
+    """Everything the four words of an event's own slot say."""
+    span = (w0 >> np.uint64(9)) & np.uint64(SPAN_LATE)
+    stack = (w0 >> np.uint64(32)).astype(np.uint32)
+    addr = ((w1 << np.uint64(16)).view(np.int64) >> np.int64(16)).view(np.uint64)
+    excess = w1 >> np.uint64(48)
+    size = w2 & np.uint64(SIZE_EXT)
+    chunk = np.maximum((size + np.uint64(23)) & np.uint64(0xFFFFFFFFFFFFFFF0), np.uint64(32))
+    chunk += excess
+    chunk *= _HAS_WORD[kinds] & (addr != 0)
+    is_free = kinds == Kind.FREE
+    word = np.where(is_free, size, chunk)
+    size *= ~is_free
+    aux = w2 >> np.uint64(48)
+    arg = np.where(kinds == Kind.CALLOC, aux, np.uint64(0))
+    arg2 = np.zeros(len(kinds), np.uint64)
+    if (aligned := kinds == Kind.MEMALIGN).any():
+        arg[aligned] = np.uint64(1) << (aux[aligned] & np.uint64(63))
+        arg2[aligned] = aux[aligned] >> np.uint64(8)
+    return Decoded(kinds, ticks, seq, seq + span, addr, size, arg, arg2, word, stack)
+
+
+def _join_ext(events: Decoded, slots: U64, main: npt.NDArray[np.intp], w0: U64, w2: U64) -> None:
+    """Takes arg, arg2, size and word from the HL_EXT slots behind events that have `more`."""
+    more = np.flatnonzero(w0 & np.uint64(_MORE))
+    if len(more) == 0:
+        return
+    first = main[more] + 1
+    ok = first < len(slots)
+    ok[ok] = (slots[first[ok], 0] & np.uint64(63)) == KIND_EXT
+    more, first = more[ok], first[ok]
+    events.arg[more] = slots[first, 1]
+    events.arg2[more] = slots[first, 2]
+    large = (w2[more] & np.uint64(SIZE_EXT)) == SIZE_EXT
+    events.size[more[large]] = slots[first[large], 3]
+    again = (slots[first, 0] & np.uint64(_MORE)) != 0
+    again[again] = first[again] + 1 < len(slots)
+    events.word[more[again]] = slots[first[again] + 1, 1]
+
+
+def _late_events(kinds: npt.NDArray[np.uint8], w0: U64, w1: U64) -> Bools:
+    """Events whose exit number or word is in an HL_LATE slot."""
+    late: Bools = ((w0 >> np.uint64(9)) & np.uint64(SPAN_LATE)) == SPAN_LATE
+    late |= ((w1 >> np.uint64(48)) == EXCESS_LATE) & _HAS_WORD[kinds] & ((w1 << np.uint64(16)) != 0)
+    return late
+
+
+def _join_late(events: Decoded, slots: U64, w0: U64, w1: U64) -> None:
+    """Takes the word and the exit number from HL_LATE slots; an event without its slot keeps seq_exit 0, word 0."""
+    late = np.flatnonzero(_late_events(events.kind, w0, w1))
+    if len(late) == 0:
+        return
+    found = slots[(slots[:, 0] & np.uint64(63)) == KIND_LATE]
+    by_seq = {int(row[3]): row for row in found}
+    for at in late:
+        row = by_seq.get(int(events.seq[at]))
+        events.seq_exit[at] = row[2] if row is not None else 0
+        if _HAS_WORD[events.kind[at]]:
+            events.word[at] = row[1] if row is not None else 0
+
+
+def _blank_open(events: Decoded, is_open: Bools) -> None:
+    events.seq_exit[is_open] = 0
+    no_result = is_open & (events.kind != Kind.FREE)
+    events.addr[no_result & _HAS_WORD[events.kind]] = 0
+    events.word[no_result] = 0
+
+
+def _select(events: Decoded, keep: Bools) -> Decoded:
+    columns = {name: getattr(events, name)[keep] for name in Decoded.__slots__ if name != "damaged"}
+    return Decoded(**columns, damaged=events.damaged)
+
+
+class Ring(_Page):
+    """One ring file. `position` counts the slots this reader has taken since the ring was made.
+
+    Reading order matters: w0 of every slot first, then the bodies of those that were found done (x86-64 keeps loads
+    and stores in order, so a body read after its `done` bit is final).
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, MAGIC_RING, RING_FIELDS)
+        self.capacity = self.get("capacity")
+        if not 0 < self.capacity <= MAX_SLOTS or self.capacity & (self.capacity - 1):
+            raise SpoolError(f"{path.name} claims {self.capacity} slots", hint="this ring is skipped")
+        if len(self.map) < PAGE + self.capacity * SLOT_BYTES:
+            raise SpoolError(f"{path.name} is cut short", hint="this ring is skipped")
+        self.slots: U64 = np.frombuffer(self.map, "<u8", self.capacity * 4, PAGE).reshape(-1, 4)
+        self.position = self.get("tail")
+        self.carry = Carry(0, 0)
+        #: (position, since when in ns) of the slot that reading waits at
+        self.stalled: tuple[int, int] | None = None
+        #: no event still to come from this ring has a smaller seq; None: nothing is waited for
+        self.floor: int | None = None
+        self.damaged = 0
+
+    def close(self) -> None:
+        self.slots = np.empty((0, 4), np.uint64)
+        super().close()
+
+    def _states(self, start: int, count: int) -> tuple[U64, Bools]:
+        """w0 of `count` slots from `start`, and whether each was written in its lap."""
+        first = start & (self.capacity - 1)
+        head = min(count, self.capacity - first)
+        w0 = np.empty(count, np.uint64)
+        w0[:head] = self.slots[first : first + head, 0]
+        w0[head:] = self.slots[: count - head, 0]
+        lap = (w0 & np.uint64(_LAP)) != 0
+        odd = (start // self.capacity) & 1
+        written = np.empty(count, bool)
+        written[:head] = lap[:head] if not odd else ~lap[:head]
+        written[head:] = ~lap[head:] if not odd else lap[head:]
+        return w0, written
+
+    def _bodies(self, start: int, count: int) -> U64:
+        first = start & (self.capacity - 1)
+        head = min(count, self.capacity - first)
+        if head == count:
+            return self.slots[first : first + count].copy()
+        return np.concatenate((self.slots[first:], self.slots[: count - head]))
+
+    def backlog(self) -> int:
+        """Slots reserved and not yet taken."""
+        return max(0, self.get("head") - self.position)
+
+    def read(self, now_ns: int, *, final: bool = False, patience_ns: int = 100_000_000) -> Decoded | None:
+        """The events that are complete, in slot order; None if there is nothing new. Does not move `tail`.
+
+        A call in progress stops the reading, unless the process is dead (`final`) or it has held up written slots
+        behind it for `patience_ns`: then it is taken as it stands, with seq_exit 0.
+        """
+        count = min(self.get("head") - self.position, self.capacity)
+        self.floor = None
+        if count <= 0:
+            self.stalled = None
+            return None
+        w0, written = self._states(self.position, count)
+        good = written & ((w0 & np.uint64(_DONE)) != 0)
+        take = count if good.all() else int(np.argmin(good))
+        patient = self._is_patient(now_ns, patience_ns) and not final
+        if final:
+            take = count
+        elif not patient and take < count and written[take + 1 :].any():
+            rest = np.flatnonzero(~good[take + 1 :])
+            take = take + 1 + int(rest[0]) if len(rest) else count
+        if not final:
+            take = self._whole_events(w0, take, patient)
+        events = None
+        if take:
+            events = self._decode_taken(self._bodies(self.position, take), written[:take], good[:take])
+            self.position += take
+        if take < count:
+            self._stall(bool(written[take]), now_ns)
+        else:
+            self.stalled = None
+        return events
+
+    def _decode_taken(self, bodies: U64, written: Bools, good: Bools) -> Decoded:
+        if good.all():
+            return decode(bodies, self.carry)
+        self.damaged += int((~written).sum())
+        # A slot that was reserved and never written holds another lap's event: it is lost, and counted.
+        return decode(bodies[written], self.carry, ~good[written])
+
+    def _is_patient(self, now_ns: int, patience_ns: int) -> bool:
+        """Whether the slot that reading waits at has not yet waited for too long."""
+        if self.stalled is None or self.stalled[0] != self.position:
+            return True
+        return now_ns - self.stalled[1] < patience_ns
+
+    def _whole_events(self, w0: U64, take: int, patient: bool) -> int:
+        """`take`, or less: an event goes with its HL_EXT slots, and waits for its HL_LATE slot."""
+        if take and int(w0[take - 1]) & _MORE:
+            while take and int(w0[take - 1]) & 63 == KIND_EXT:
+                take -= 1
+            take -= 1
+        if not patient or take <= 0:
+            return max(take, 0)
+        kinds = (w0[:take] & np.uint64(63)).astype(np.uint8)
+        first = self.position & (self.capacity - 1)
+        head = min(take, self.capacity - first)
+        w1 = np.concatenate((self.slots[first : first + head, 1], self.slots[: take - head, 1]))
+        late = _late_events(kinds, w0[:take], w1) & (kinds < KIND_TIME)
+        if not late.any():
+            return take
+        bodies = self._bodies(self.position, take)
+        seqs = set((bodies[kinds == KIND_LATE, 3] & np.uint64(0xFFFFFFFFFF)).tolist())
+        for at in np.flatnonzero(late):
+            if int(bodies[at, 3]) & 0xFFFFFFFFFF not in seqs:
+                return int(at)
+        return take
+
+    def _stall(self, written: bool, now_ns: int) -> None:
+        """Notes the slot that reading waits at, and the least seq that may still come from this ring."""
+        if self.stalled is None or self.stalled[0] != self.position:
+            self.stalled = (self.position, now_ns)
+        self.floor = self.carry.seq + 1
+        if written and self.carry.seq:
+            short = int(self.slots[self.position & (self.capacity - 1), 3])
+            step = (short - self.carry.seq) & 0xFFFFFFFFFF
+            if step < 1 << 39:
+                self.floor = self.carry.seq + step
+
+    def release(self) -> None:
+        """Tells the owner that the slots read so far may be used again."""
+        self.set("tail", self.position)
+
+    @property
+    def name(self) -> str:
+        return self.map[56:72].split(b"\0")[0].decode(errors="replace")
+
+
+@dataclass(slots=True)
+class NodeBatch:
+    """New nodes of the trie: ids first, first + 1, ...; parent < id; module is the number of the M line + 1."""
+
+    first: int
+    address: U64
+    parent: U32
+    module: U32
+
+
+class Nodes:
+    """Reads the trie of call stacks, from stacks.0, stacks.1, ..."""
+
+    _DTYPE = np.dtype([("ip", "<u8"), ("parent", "<u4"), ("module", "<u4")])
+
+    def __init__(self, folder: Path, taken: int = 1) -> None:
+        self.folder = folder
+        self.taken = taken
+        self._segments: dict[int, npt.NDArray[Any]] = {}
+
+    def read(self, handed_out: int, *, final: bool = False) -> NodeBatch | None:
+        """Nodes up to `handed_out` (control.nodes) that are written; stops at a gap unless `final`.
+
+        At most one segment at a time.
+        """
+        if self.taken >= handed_out:
+            return None
+        number, offset = divmod(self.taken, SEGMENT_NODES)
+        segment = self._segment(number)
+        if segment is None:
+            return None
+        part = segment[offset : min(SEGMENT_NODES, offset + handed_out - self.taken)]
+        address = part["ip"].astype(np.uint64)
+        count = len(part)
+        if not final and not address.all():
+            count = int(np.argmin(address != 0))
+        if count == 0:
+            return None
+        batch = NodeBatch(
+            self.taken, address[:count], part["parent"][:count].copy(), part["module"][:count].astype(np.uint32)
+        )
+        self.taken += count
+        if self.taken % SEGMENT_NODES == 0:
+            self._segments.pop(number, None)
+        return batch
+
+    def _segment(self, number: int) -> npt.NDArray[Any] | None:
+        if number not in self._segments:
+            path = self.folder / f"stacks.{number}"
+            try:
+                with open(path, "rb") as file:
+                    data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            except (OSError, ValueError):
+                return None
+            self._segments[number] = np.frombuffer(data, self._DTYPE, len(data) // self._DTYPE.itemsize)
+        return self._segments[number]
+
+
+def unescape(text: str) -> str:
+    """Undoes the log's \\t, \\n and \\\\."""
+    if "\\" not in text:
+        return text
+    parts = text.split("\\\\")
+    return "\\".join(part.replace("\\t", "\t").replace("\\n", "\n") for part in parts)
+
+
+class Log:
+    """New whole lines of the log, split into fields."""
+
+    MAX_LINE = 1 << 20
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+
+    def read(self) -> list[list[str]]:
+        try:
+            if self.path.stat().st_size <= self._offset:
+                return []
+            with open(self.path, "rb") as file:
+                file.seek(self._offset)
+                data = file.read(16 << 20)
+        except FileNotFoundError:
+            return []
+        end = data.rfind(b"\n") + 1
+        if end == 0:
+            if len(data) > self.MAX_LINE:
+                self._offset += len(data)
+            return []
+        self._offset += end
+        lines = data[:end].decode(errors="replace").split("\n")[:-1]
+        return [[unescape(field) for field in line.split("\t")] for line in lines if line]
