@@ -557,5 +557,5 @@ class Log:
                 self._offset += len(data)
             return []
         self._offset += end
-        lines = data[:end].decode(errors="replace").split("\n")[:-1]
+        lines = data[:end].decode(errors="surrogateescape").split("\n")[:-1]
         return [[unescape(field) for field in line.split("\t")] for line in lines if line]
