@@ -1,1 +1,12 @@
-"""TODO"""
+"""The trace file: the only thing that passes from capture to analysis.
+
+    events.py     what an event is, and the columns it travels in
+    schema.py     the tables (SQLAlchemy models)      ddl.py    the same as SQL text, for writers that start fast
+    blocks.py     64k events as compressed columns    planes.py byte planes and zstd, opened with bounds
+    residency.py  runs of pages of one category       pyramid.py  timelines that keep every extreme
+    writer.py     TraceWriter: while a program runs   files.py  what is checked when a file is opened
+    reader.py     Trace: everything that reads        migrate.py  from older schema versions
+    sql.py        events as rows of a virtual table
+
+`docs/trace-file.md` describes the file for other programs.
+"""

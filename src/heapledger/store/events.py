@@ -118,7 +118,7 @@ class Events:
     @classmethod
     def empty(cls, count: int = 0) -> Events:
         """`count` events, all columns zero."""
-        return cls(**{name: np.zeros(count, dtype) for name, dtype in COLUMNS.items()})  # type: ignore[arg-type]
+        return cls(**{name: np.zeros(count, dtype) for name, dtype in COLUMNS.items()})
 
     @classmethod
     def concat(cls, parts: list[Events]) -> Events:

@@ -14,23 +14,59 @@ Identities: an event's `stack` is the `node` of a call_node row of its process (
 to block of a process. The sum of a snapshot's rss_bytes over its VMAs is the snapshot's rss_bytes.
 
 Times are ns of CLOCK_MONOTONIC since session.start_ns. Addresses are stored as signed 64-bit integers (SQLite has no
-unsigned ones): values from 2**63 up come back negative, and `store.reader` widens them again.
+unsigned ones): in the file, values from 2**63 up are negative; the type `Address` widens them again.
+
+`store.ddl` holds these tables as SQL text, so that writing a trace does not have to load SQLAlchemy.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-APPLICATION_ID = 0x484C4447
-#: Raised whenever a table changes. Files of an older version that `store.migrate` knows are upgraded in a copy.
-SCHEMA_VERSION = 1
+from heapledger.store.ddl import APPLICATION_ID, SCHEMA_VERSION
+
+__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "Base"]
+
+
+class Unsigned64(TypeDecorator[int]):
+    """0 to 2**64 - 1 in Python, two's complement in the file."""
+
+    impl = BigInteger().with_variant(Integer, "sqlite")
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> int | None:
+        return value if value is None or value < 1 << 63 else value - (1 << 64)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> int | None:
+        return value if value is None or value >= 0 else value + (1 << 64)
+
+
+Address = Annotated[int, mapped_column(Unsigned64)]
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {int: BigInteger, str: Text, bytes: LargeBinary, dict[str, Any]: JSON, list[str]: JSON}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        # SQLite's integers have 64 bits whatever they are called, but only INTEGER can be the key of the table's tree.
+        int: BigInteger().with_variant(Integer, "sqlite"),
+        str: Text,
+        bytes: LargeBinary,
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+    }
 
 
 class Session(Base):
@@ -65,13 +101,13 @@ class Process(Base):
     libc_path: Mapped[str]
     libc_build_id: Mapped[str]
     libc_version: Mapped[str]  # "2.36"; "" if not known
-    start_break: Mapped[int]  # sbrk(0) before the first event; 0 if not known
+    start_break: Mapped[Address]  # sbrk(0) before the first event; 0 if not known
     start_ns: Mapped[int]
     end_ns: Mapped[int | None]
     end: Mapped[str]  # "", "exit", "_exit", "quick_exit", "exec", "signal", "stopped", "running", "vanished"
     exit_status: Mapped[int | None]  # as from waitpid where we are the parent, else from the EXIT event
-    self_low: Mapped[int]  # the shim's own memory
-    self_high: Mapped[int]
+    self_low: Mapped[Address]  # the shim's own memory
+    self_high: Mapped[Address]
     page_size: Mapped[int]
     events: Mapped[int]
     lost: Mapped[int]  # events known to be missing
@@ -86,9 +122,9 @@ class Thread(Base):
     number: Mapped[int]  # the events' `thread` column
     tid: Mapped[int]
     name: Mapped[str]
-    thread_pointer: Mapped[int]
-    stack_low: Mapped[int]
-    stack_high: Mapped[int]
+    thread_pointer: Mapped[Address]
+    stack_low: Mapped[Address]
+    stack_high: Mapped[Address]
     start_ns: Mapped[int | None]
     end_ns: Mapped[int | None]
 
@@ -101,9 +137,9 @@ class Module(Base):
     number: Mapped[int]
     path: Mapped[str]
     build_id: Mapped[str]
-    bias: Mapped[int]
-    low: Mapped[int]
-    high: Mapped[int]
+    bias: Mapped[Address]
+    low: Mapped[Address]
+    high: Mapped[Address]
     load_seq: Mapped[int]
     unload_seq: Mapped[int | None]
 
@@ -112,10 +148,11 @@ class CallNode(Base):
     """A node of the trie of call stacks: the frame `address` called from the frame `parent`."""
 
     __tablename__ = "call_node"
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
     process_id: Mapped[int] = mapped_column(ForeignKey("process.id"), primary_key=True)
     node: Mapped[int] = mapped_column(primary_key=True)
     parent: Mapped[int]  # 0: outermost
-    address: Mapped[int]  # return address; 1: frames were cut here; 2: the unwinder lost its way
+    address: Mapped[Address]  # return address; 1: frames were cut here; 2: the unwinder lost its way
     module_id: Mapped[int | None] = mapped_column(ForeignKey("module.id"))
 
 
@@ -126,7 +163,7 @@ class Frame(Base):
     __table_args__ = (Index("frame_by_offset", "module_id", "offset", "depth", unique=True),)
     id: Mapped[int] = mapped_column(primary_key=True)
     module_id: Mapped[int] = mapped_column(ForeignKey("module.id"))
-    offset: Mapped[int]  # return address - bias (the symbol is the one at offset - 1)
+    offset: Mapped[Address]  # return address - bias (the symbol is the one at offset - 1)
     depth: Mapped[int]
     function: Mapped[str]  # demangled; "" if not known
     file: Mapped[str | None]
@@ -147,7 +184,7 @@ class EventBlock(Base):
 
 
 class EventColumn(Base):
-    """One column of a block. `crc` is the CRC-32 of `data`."""
+    """One column of a block. `crc` covers `data` and what decoding it depends on: see `store.blocks.checksum`."""
 
     __tablename__ = "event_column"
     block_id: Mapped[int] = mapped_column(ForeignKey("event_block.id"), primary_key=True)
@@ -203,10 +240,10 @@ class SnapshotVma(Base):
 
     __tablename__ = "snapshot_vma"
     snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshot.id"), primary_key=True)
-    start: Mapped[int] = mapped_column(primary_key=True)
-    end: Mapped[int]
+    start: Mapped[Address] = mapped_column(Unsigned64, primary_key=True)
+    end: Mapped[Address]
     perms: Mapped[str]
-    offset: Mapped[int]
+    offset: Mapped[Address]
     device: Mapped[str]
     inode: Mapped[int]
     path: Mapped[str]

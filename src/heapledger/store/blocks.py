@@ -1,0 +1,212 @@
+"""The codec of event columns: 64k events become one small blob a column.
+
+A codec is written into the file as `order.transform.width`, e.g. `time.delta.3`:
+
+    order       `time`: as they happened.  `split`: allocations first, then the rest (FREE and all other kinds): a
+                column that means different things for the two compresses better when they are apart
+    transform   `plain`   v
+                `delta`   v[i] - v[i-1], zigzag             (v[-1] is 0, all arithmetic is modulo 2**64)
+                `second`  the difference of the differences, zigzag: seq is almost an arithmetic progression
+                `exit`    v - seq, zigzag: a call that nothing overlaps returns one number later
+                `chunk`   v - (the chunk that malloc(size) needs + 1), zigzag, for allocations; v for the rest
+    width       bytes a residual, 0 to 8; the residuals are stored as byte planes (see store.planes). 0: all are 0
+
+Example: the times 5, 7, 7 become `time.delta.1`: differences 5 2 0, zigzag 10 4 0, planes 0a 04 00, then zstd.
+A column may use only `kind`, `size` and `seq` of its own block, so that every block and nearly every column can be
+decoded alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from heapledger.errors import TraceError
+from heapledger.store import planes
+from heapledger.store.events import COLUMNS, Events, Kind
+from heapledger.store.planes import U64, unzigzag, zigzag
+
+#: Events a block; the writer fills blocks up to it and the reader refuses larger ones.
+BLOCK_EVENTS = 65_536
+
+#: Columns that another one's transform looks at.
+_NEEDS: dict[str, tuple[str, ...]] = {"split": ("kind",), "exit": ("seq",), "chunk": ("kind", "size")}
+
+#: What was smallest on allocbench (1 and 4 threads) and CPython's JSON: (order, transform) by column. See
+#: bench/store_bench.py --choose.
+_BEST: dict[str, tuple[str, str]] = {
+    "kind": ("time", "plain"),
+    "thread": ("time", "plain"),
+    "time": ("time", "delta"),
+    "seq": ("time", "second"),
+    "seq_exit": ("time", "exit"),
+    "addr": ("time", "delta"),
+    "size": ("split", "plain"),
+    "arg": ("split", "plain"),
+    "arg2": ("split", "plain"),
+    "word": ("split", "chunk"),
+    "stack": ("split", "plain"),
+}
+
+#: Kinds with a request and a result: the "allocations" of the `split` order.
+_IS_ALLOCATION = np.zeros(256, np.bool_)
+_IS_ALLOCATION[[Kind.MALLOC, Kind.CALLOC, Kind.REALLOC, Kind.MEMALIGN, Kind.VALLOC, Kind.PVALLOC]] = True
+
+_ONE = np.uint64(1)
+_WIDTHS = {str(width): width for width in range(9)}
+
+
+@dataclass(slots=True, frozen=True)
+class Column:
+    """An encoded column: a row of `event_column`. `crc` is `checksum` of all the rest."""
+
+    codec: str
+    raw_bytes: int
+    crc: int
+    data: bytes
+
+
+@dataclass(slots=True)
+class _Context:
+    """What a transform may look at beside its own column."""
+
+    count: int
+    allocation: npt.NDArray[np.bool_]
+    columns: Mapping[str, U64]
+
+
+def checksum(name: str, codec: str, count: int, data: bytes) -> int:
+    """CRC-32 over everything that decoding depends on: the column's name, its codec, the block's count, the blob."""
+    return zlib.crc32(data, zlib.crc32(f"{name}/{codec}/{count}".encode()))
+
+
+def _difference(values: U64) -> U64:
+    out = values.copy()
+    out[1:] -= values[:-1]
+    return out
+
+
+def _chunk_word(context: _Context) -> U64:
+    """glibc's request2size(size) + PREV_INUSE for allocations, 0 for other kinds. See HL_CHUNK in preload/spool.h."""
+    size = context.columns["size"]
+    chunk: U64 = np.maximum((size + np.uint64(23)) & ~np.uint64(15), np.uint64(32)) + _ONE
+    chunk[~context.allocation] = 0
+    return chunk
+
+
+_ENCODE: dict[str, Callable[[U64, _Context], U64]] = {
+    "plain": lambda v, _: v,
+    "delta": lambda v, _: zigzag(_difference(v)),
+    "second": lambda v, _: zigzag(_difference(_difference(v))),
+    "exit": lambda v, c: zigzag(v - c.columns["seq"]),
+    "chunk": lambda v, c: zigzag(v - _chunk_word(c)),
+}
+_DECODE: dict[str, Callable[[U64, _Context], U64]] = {
+    "plain": lambda v, _: v,
+    "delta": lambda v, _: np.cumsum(unzigzag(v), dtype=np.uint64),
+    "second": lambda v, _: np.cumsum(np.cumsum(unzigzag(v), dtype=np.uint64), dtype=np.uint64),
+    "exit": lambda v, c: unzigzag(v) + c.columns["seq"],
+    "chunk": lambda v, c: unzigzag(v) + _chunk_word(c),
+}
+
+
+def _split(values: U64, allocation: npt.NDArray[np.bool_]) -> U64:
+    return np.concatenate([values[allocation], values[~allocation]])
+
+
+def _unsplit(values: U64, allocation: npt.NDArray[np.bool_]) -> U64:
+    out = np.empty_like(values)
+    allocations = int(np.count_nonzero(allocation))
+    out[allocation] = values[:allocations]
+    out[~allocation] = values[allocations:]
+    return out
+
+
+def encode_column(name: str, context: _Context, order: str, transform: str) -> Column:
+    """One column with a given codec; `context` holds all columns of the block as u64."""
+    residual = _ENCODE[transform](context.columns[name], context)
+    if order == "split":
+        residual = _split(residual, context.allocation)
+    width, data = planes.pack(residual)
+    codec = f"{order}.{transform}.{width}"
+    return Column(codec, width * context.count, checksum(name, codec, context.count, data), data)
+
+
+def context_of(events: Events) -> _Context:
+    """The columns of `events` as u64, and which events are allocations."""
+    columns = {name: np.ascontiguousarray(getattr(events, name), np.uint64) for name in COLUMNS}
+    return _Context(len(events), _IS_ALLOCATION[events.kind], columns)
+
+
+def encode_block(events: Events) -> dict[str, Column]:
+    """All columns of up to BLOCK_EVENTS events, each with the codec that does best on recorded programs."""
+    assert len(events) <= BLOCK_EVENTS, "the writer cuts blocks"
+    context = context_of(events)
+    return {name: encode_column(name, context, *_BEST[name]) for name in COLUMNS}
+
+
+def parse_codec(codec: str) -> tuple[str, str, int]:
+    """(order, transform, width) of a codec's name; TraceError if there is no such codec."""
+    parts = codec.split(".")
+    if len(parts) != 3 or parts[0] not in ("time", "split") or parts[1] not in _DECODE or parts[2] not in _WIDTHS:
+        raise TraceError(f"a column is stored in a way this heapledger does not know ({codec[:40]!r})")
+    return parts[0], parts[1], _WIDTHS[parts[2]]
+
+
+def needs(codec: str) -> set[str]:
+    """The other columns that decoding a column stored as `codec` looks at."""
+    order, transform, _ = parse_codec(codec)
+    return {*_NEEDS.get(order, ()), *_NEEDS.get(transform, ())}
+
+
+def verify(name: str, count: int, column: Column) -> None:
+    """TraceError unless the column is one that was written with this name, codec and count."""
+    if not 0 <= count <= BLOCK_EVENTS:
+        raise TraceError(f"a block claims {count} events")
+    if checksum(name, column.codec, count, column.data) != column.crc:
+        raise TraceError(f"column {name} is damaged (checksum)")
+
+
+def decode_block(count: int, columns: Mapping[str, Column], wanted: Iterable[str] | None = None) -> Events:
+    """The events of a block; columns that are not `wanted` (None: all) are zeros.
+
+    `columns` holds at least the wanted ones and those they need. TraceError if any of them is damaged or missing; what
+    a damaged one can cost is bounded by BLOCK_EVENTS.
+    """
+    events = Events.empty(0)
+    context = _Context(count, np.zeros(0, np.bool_), {})
+    wanted = set(COLUMNS if wanted is None else wanted)
+    done: dict[str, U64] = {}
+    context.columns = done
+    for name, dtype in COLUMNS.items():
+        values = _decode(name, columns, context, done) if name in wanted else np.zeros(count, np.uint64)
+        setattr(events, name, values.astype(dtype, copy=False))
+    return events
+
+
+def _decode(name: str, columns: Mapping[str, Column], context: _Context, done: dict[str, U64]) -> U64:
+    if name in done:
+        return done[name]
+    if name not in columns:
+        raise TraceError(f"column {name} is missing")
+    column = columns[name]
+    verify(name, context.count, column)
+    order, transform, width = parse_codec(column.codec)
+    if column.raw_bytes != width * context.count:
+        raise TraceError(f"column {name} does not have the size it states")
+    for other in needs(column.codec):
+        if other == name:
+            raise TraceError(f"column {name} needs itself")
+        # Only `kind`, `size` and `seq` are ever needed; a hostile file could still make two of them need each other.
+        _decode(other, {k: v for k, v in columns.items() if k != name}, context, done)
+    if order == "split" or transform == "chunk":
+        context.allocation = _IS_ALLOCATION[(done["kind"] & np.uint64(255)).astype(np.uint8)]
+    residual = planes.unpack(column.data, width, context.count)
+    if order == "split":
+        residual = _unsplit(residual, context.allocation)
+    done[name] = _DECODE[transform](residual, context)
+    return done[name]
