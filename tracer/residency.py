@@ -41,8 +41,10 @@ _CHUNK_PAGES = 1 << 20
 _MAX_RUN = 0xFFFFFFFF
 
 
-_SCAN_WORDS = ("size", "flags", "start", "end", "walk_end", "vec", "vec_len", "max_pages")
-_SCAN_WORDS += ("category_inverted", "category_mask", "category_anyof_mask", "return_mask")
+_SCAN_WORDS = [
+    *("size", "flags", "start", "end", "walk_end", "vec", "vec_len", "max_pages"),
+    *("category_inverted", "category_mask", "category_anyof_mask", "return_mask"),
+]
 
 
 class _ScanArg(ctypes.Structure):
@@ -313,7 +315,7 @@ def _fill_by_pagemap(fd: int, vmas: list[Vma]) -> None:
 
 @dataclass(slots=True)
 class Grab:
-    """What the kernel said, as it said it: all that has to be read while the process stands still (parsing may wait)."""
+    """What the kernel said, as it said it: all that is read while the process stands still. Parsing may wait."""
 
     smaps: bytes
     status: bytes
