@@ -1,0 +1,73 @@
+"""The whole page of a process, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from heapledger.web.books import Books
+from heapledger.web.views.agreement import AgreementView, agreement_view
+from heapledger.web.views.header import HeaderView, header_view
+from heapledger.web.views.ledger import LedgerView, ledger_view
+from heapledger.web.views.series import SeriesRow, series_rows
+from heapledger.web.views.sites import HolesView, LeaksView, SiteRow, holes_view, leaks_view, site_rows, snapshot_words
+
+LEDGER_TITLES = {"exit": "At exit", "peak": "At peak", "request": "As asked for", "exec": "Before exec"}
+
+#: Points of the series table: its figures are extremes, which no coarseness loses.
+TABLE_POINTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFigures:
+    """The strip under the title. None: not measured."""
+
+    exit_rss_bytes: int | None
+    peak_rss_bytes: int | None
+    live_bytes: int
+    live_blocks: int
+    hole_bytes: int
+    unexplained_bytes: int | None
+    addresses_share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    process_id: int
+    header: HeaderView
+    figures: KeyFigures
+    series: tuple[SeriesRow, ...]
+    ledgers: tuple[LedgerView, ...]
+    ledger_moments: tuple[str, ...]
+    sites: tuple[SiteRow, ...]
+    sites_at: str
+    leaks: LeaksView
+    holes: HolesView
+    agreement: AgreementView
+
+
+def overview(books: Books) -> Overview:
+    main = books.report
+    agreement = agreement_view(books.verify, books.process_id)
+    measured = [report for report in books.reports if report["rss_bytes"] is not None]
+    heap, peak = main["heap"], main["peak"]
+    return Overview(
+        process_id=books.process_id,
+        header=header_view(main),
+        figures=KeyFigures(
+            exit_rss_bytes=main["rss_bytes"],
+            peak_rss_bytes=peak.get("hwm_bytes") or peak.get("rss_bytes"),
+            live_bytes=heap["live_bytes"],
+            live_blocks=heap["live_blocks"],
+            hole_bytes=heap["hole_bytes"],
+            unexplained_bytes=main["unexplained_bytes"] if main["rss_bytes"] is not None else None,
+            addresses_share=agreement.checks[0].share,
+        ),
+        series=series_rows(books.timeline(None, None, TABLE_POINTS)),
+        ledgers=tuple(ledger_view(r, LEDGER_TITLES.get(str(r["at"]), str(r["at"]))) for r in measured),
+        ledger_moments=tuple(snapshot_words(report["snapshot"]) for report in measured),
+        sites=site_rows(main),
+        sites_at=LEDGER_TITLES.get(str(main["at"]), "At the end").lower(),
+        leaks=leaks_view(books.leaks),
+        holes=holes_view(books.holes),
+        agreement=agreement,
+    )

@@ -1,0 +1,164 @@
+"""Tables of call sites: what is held, what was never freed, and what pins holes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from heapledger.web.units import format_duration, shorten, visible
+from heapledger.web.views.frames import FrameLine, frame_lines, site_frame
+
+Json = Mapping[str, Any]
+
+SITE_ROWS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRow:
+    name: str
+    place: str
+    full: str
+    frames: tuple[FrameLine, ...]
+    bytes: int
+    blocks: int
+    #: None where no snapshot says what is resident.
+    rss_bytes: int | None
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeakRow:
+    kind: str
+    name: str
+    frames: tuple[FrameLine, ...]
+    bytes: int
+    blocks: int
+    share: float
+    inherited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaksView:
+    rows: tuple[LeakRow, ...]
+    total_bytes: int
+    total_blocks: int
+    suppressed_bytes: int
+    inherited_bytes: int
+    stacks: int
+    hidden_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HoleRow:
+    address: str
+    bytes: int
+    resident_bytes: int
+    reclaimable_bytes: int
+    is_top: bool
+    pin_name: str
+    pin_bytes: int | None
+    pin_age: str
+    pin_age_ns: int
+    pin_frames: tuple[FrameLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HolesView:
+    rows: tuple[HoleRow, ...]
+    count: int
+    total_bytes: int
+    total_resident_bytes: int
+    total_reclaimable_bytes: int
+    break_pin: HoleRow | None
+    break_pin_below_bytes: int
+    snapshot: str
+
+
+def site_rows(report: Json) -> tuple[SiteRow, ...]:
+    """The call sites that hold most, in the report's order."""
+    rows = []
+    for site in report["sites"][:SITE_ROWS]:
+        stack = site.get("stack")
+        chosen = site_frame(stack, site.get("function") or "", site.get("file"))
+        name = chosen.function if chosen else shorten(site["name"], 100)
+        rows.append(
+            SiteRow(
+                name=name,
+                place=chosen.place if chosen else "",
+                full=chosen.full if chosen else visible(site["name"]),
+                frames=frame_lines(stack),
+                bytes=site["bytes"],
+                blocks=site["blocks"],
+                rss_bytes=site.get("rss_bytes"),
+                share=site.get("share"),
+            )
+        )
+    return tuple(rows)
+
+
+def leaks_view(leaks: Json) -> LeaksView:
+    total = leaks["total_bytes"]
+    shown = leaks["leaks"][:SITE_ROWS]
+    rows = tuple(
+        LeakRow(
+            kind=visible(leak["kind"]),
+            name=shorten(leak.get("site") or "no call stack", 120),
+            frames=frame_lines(leak["stack"]),
+            bytes=leak["bytes"],
+            blocks=leak["blocks"],
+            share=leak["bytes"] / max(total, 1),
+            inherited=bool(leak.get("inherited")),
+        )
+        for leak in shown
+    )
+    return LeaksView(
+        rows=rows,
+        total_bytes=total,
+        total_blocks=leaks["total_blocks"],
+        suppressed_bytes=leaks["suppressed_bytes"],
+        inherited_bytes=leaks.get("inherited_bytes") or 0,
+        stacks=leaks.get("stacks") or len(leaks["leaks"]),
+        hidden_bytes=max(0, total - sum(row.bytes for row in rows if not row.inherited)),
+    )
+
+
+def hole_row(hole: Json) -> HoleRow:
+    pin = hole.get("pin") or {}
+    return HoleRow(
+        address=f"0x{hole.get('address') or 0:x}",
+        bytes=hole["bytes"],
+        resident_bytes=hole["resident_bytes"],
+        reclaimable_bytes=hole["reclaimable_bytes"],
+        is_top=hole.get("kind") == "top",
+        pin_name=shorten(pin.get("site") or ("no call stack" if pin else ""), 120),
+        pin_bytes=pin.get("bytes"),
+        pin_age=format_duration(pin.get("age_ns")) if pin else "",
+        pin_age_ns=pin.get("age_ns") or 0,
+        pin_frames=frame_lines(pin.get("stack")),
+    )
+
+
+def snapshot_words(snapshot: Json | None, notes: Sequence[str] = ()) -> str:
+    """Where the figures of a moment come from."""
+    if not snapshot:
+        return notes[0] if notes else "no snapshot"
+    return f"{snapshot['reason']}, {format_duration(snapshot['time_ns'])} after the start"
+
+
+def holes_view(holes: Json) -> HolesView:
+    pin = holes.get("break_pin")
+    pin_row = None
+    if pin:
+        empty = {"bytes": 0, "resident_bytes": 0, "reclaimable_bytes": 0, "address": pin.get("address")}
+        pin_row = hole_row({**empty, "pin": pin})
+    return HolesView(
+        rows=tuple(hole_row(hole) for hole in holes["holes"][:SITE_ROWS]),
+        count=holes["count"],
+        total_bytes=holes["total_bytes"],
+        total_resident_bytes=holes["total_resident_bytes"],
+        total_reclaimable_bytes=holes["total_reclaimable_bytes"],
+        break_pin=pin_row,
+        break_pin_below_bytes=(pin or {}).get("holes_below_bytes") or 0,
+        snapshot=snapshot_words(holes.get("snapshot"), holes.get("notes") or ()),
+    )
