@@ -33,7 +33,7 @@ def cython_extensions() -> list[Extension]:
             subprocess.run([os.sys.executable, str(script)], check=True)  # type: ignore[attr-defined]
             source = os.path.relpath(ROOT / folder / "_compiled.py", ROOT)
             extensions.append(Extension(module, [source], extra_compile_args=["-O3"]))
-    return list(cythonize(extensions, language_level=3)) if extensions else []
+    return list(cythonize(extensions, language_level=3, include_path=[str(ROOT / "src")])) if extensions else []
 
 
 class BuildExt(build_ext):

@@ -5,7 +5,8 @@
                      00
 
 Most of .debug_info is of no interest to an address, so beside the attributes each abbreviation gets a skip program:
-runs of fixed-size forms merged to one number of bytes, and where DW_AT_sibling lies if only fixed-size forms precede it.
+runs of fixed-size forms merged to one number of bytes, and where DW_AT_sibling lies if only fixed-size forms precede
+it.
 """
 
 from __future__ import annotations
