@@ -1,0 +1,99 @@
+"""Call sites: which frame of a call stack an engineer wants to read, and how to name it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class FrameLike(Protocol):
+    """What a resolved frame has: `store.reader.StackFrame`."""
+
+    @property
+    def function(self) -> str: ...
+    @property
+    def file(self) -> str | None: ...
+    @property
+    def line(self) -> int | None: ...
+    @property
+    def module(self) -> str: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def inlined(self) -> bool: ...
+
+
+#: Functions that only pass a request on to malloc: their caller is the site. By the end of the name, whatever the
+#: prefix (xmalloc, git__realloc, sqlite3DbMallocRawNN, _PyMem_RawCalloc, g_strdup ...).
+_WRAPPER = re.compile(
+    r"(?:malloc|calloc|realloc|zalloc|memalign|alignedalloc|strn?dup|memdupz?)"
+    r"(?:_?(?:0|n|z|nn|array|zero|raw|rawnn|rawfinish|finish|or_die|internal|aligned|simple|default|size|real|flags))*$",
+    re.IGNORECASE,
+)
+#: Allocation functions of languages and their libraries: operator new, containers, allocators, CPython's object memory.
+_LIBRARY = re.compile(
+    r"^(?:operator new|std::|__gnu_cxx::|void\* operator new|__gnu_debug::|alloc::|__rust_|__rdl_|"
+    r"_?Py(?:Mem|Object)_(?:Raw|Debug)?(?:Raw)?(?:Malloc|Calloc|Realloc|Alloc|GC)|_PyObject_GC_|_PyMem_Debug|gc_alloc$)"
+)
+
+
+def is_wrapper(function: str) -> bool:
+    """Whether a function merely wraps malloc."""
+    name = function.partition("(")[0].partition("@")[0]
+    return bool(_LIBRARY.match(function) or _WRAPPER.search(name))
+
+
+def site_index(frames: Sequence[FrameLike]) -> int:
+    """Index of the innermost frame that is not a wrapper; 0 where all of them are (or there are none)."""
+    for index, frame in enumerate(frames):
+        if frame.function and not is_wrapper(frame.function):
+            return index
+        if not frame.function and frame.module:
+            return index
+    return 0
+
+
+def site_name(frames: Sequence[FrameLike]) -> str:
+    """The call site in a few words: `function (file.c:12)`, `function (libx.so)`, or `libx.so+?`."""
+    return frame_name(frames[site_index(frames)]) if frames else "(no call stack)"
+
+
+def frame_name(frame: FrameLike) -> str:
+    """One frame in a few words."""
+    where = f"{base_name(frame.file)}:{frame.line}" if frame.file and frame.line else base_name(frame.module)
+    if frame.function:
+        return f"{frame.function} ({where})" if where else frame.function
+    return f"{where or '??'} at {frame.address:#x}"
+
+
+def base_name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def fingerprint(frames: Sequence[FrameLike]) -> str:
+    """16 hex digits that stay the same from run to run: no addresses go in where there are names."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        last = frame.function or f"{frame.address & 0xFFF:x}"
+        digest.update(
+            f"{base_name(frame.module)}\0{last}\0{frame.file or ''}\0{frame.line or 0}\n".encode(errors="replace")
+        )
+    return digest.hexdigest()[:16]
+
+
+def frame_json(frame: FrameLike) -> dict[str, Any]:
+    """A frame as docs/json.md has it."""
+    return {
+        "function": frame.function,
+        "file": frame.file,
+        "line": frame.line,
+        "module": frame.module,
+        "address": frame.address,
+        "inlined": frame.inlined,
+    }
+
+
+def stack_json(frames: Sequence[FrameLike]) -> list[dict[str, Any]]:
+    return [frame_json(frame) for frame in frames]
