@@ -11,8 +11,6 @@ bind = os.environ.get("HEAPLEDGER_BIND", "127.0.0.1:8321")
 workers = 1
 worker_class = "gthread"
 threads = 8
-#: The root file system is read-only: heartbeat files go to memory.
-worker_tmp_dir = "/dev/shm"
 #: Seconds; a request never waits for an analysis, so none comes near it.
 timeout = 60
 graceful_timeout = 5

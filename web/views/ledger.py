@@ -34,6 +34,10 @@ class Bar:
     left: float
     width: float
 
+    @property
+    def right(self) -> float:
+        return round(self.left + self.width, 4)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
