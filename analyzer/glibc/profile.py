@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-#: `realloc` keeps a block that already fits: never, when the slack is at most trim_threshold, when it is under 16 bytes.
+#: `realloc` keeps a block that already fits: never; when the slack is at most trim_threshold; when it is below 16.
 FITS_NEVER, FITS_TRIM_THRESHOLD, FITS_16 = 0, 1, 2
 #: memalign gives its tail back: by an ordinary free when more than 32 bytes, or merged whenever the neighbour is free.
 TAIL_FREE, TAIL_MERGE = 0, 1
@@ -31,6 +31,7 @@ class Profile:
     internal_free_uses_tcache: bool = True  #: realloc's leftovers may enter the tcache (until 2.41)
     small_to_own_bin: bool = False  #: a freed small chunk goes to its own bin, not to the unsorted one (2.41)
     strict_request_limit: bool = True  #: requests above PTRDIFF_MAX fail (2.30); below: only those that wrap
+    aligned_alloc_strict: bool = False  #: aligned_alloc refuses what is not a power of two (2.38)
     threshold_limit: bool = False  #: mallopt refuses an mmap threshold above 32 MiB (before 2.35)
     mxfast_tunable: bool = True
     hugetlb_tunable: bool = True
@@ -55,7 +56,7 @@ _2_36 = replace(_2_35, version="2.36", realloc_fits=FITS_NEVER, confirmed=True)
 _2_37 = replace(_2_36, version="2.37", realloc_fits=FITS_TRIM_THRESHOLD, confirmed=False)
 _2_38 = replace(
     _2_37, version="2.38", realloc_fits=FITS_16, memalign_uses_tcache=True, memalign_scans_bins=True,
-    memalign_front_merges=True,
+    memalign_front_merges=True, aligned_alloc_strict=True,
 )  # fmt: skip
 _2_39 = replace(
     _2_38, version="2.39", memalign_scans_bins=False, memalign_tail=TAIL_MERGE, memalign_front_merges=True

@@ -1,6 +1,6 @@
 """What a user can tell malloc from outside: GLIBC_TUNABLES and the MALLOC_* variables.
 
-Rules: ../shared/specs/glibc-malloc.md §12. The tunables win over nothing here by order: glibc takes the variables in the
+Rules: ../shared/specs/glibc-malloc.md §12. The tunables win over nothing here by order: glibc takes variables in the
 order of the environment, and an alias is the same tunable; one that is named in GLIBC_TUNABLES and by its alias is rare
 enough that GLIBC_TUNABLES is simply preferred.
 """
