@@ -1,0 +1,64 @@
+/*
+ * stack.h: the call stack of a hook's caller, as a node of the trie in stacks.K (spool.h: struct hl_node).
+ *
+ *   stack.c        walks the stack: memo, previous stack, rules; per-thread state
+ *   stack_trie.c   (parent, ip) -> node
+ *   unwind.h       one step
+ *
+ * A node's ip is a return address, or pc + 1 for a frame that a signal interrupted: ip - 1 is always inside the
+ * instruction that was executing.
+ */
+#ifndef HEAPLEDGER_STACK_H
+#define HEAPLEDGER_STACK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/*
+ * The node of the stack whose innermost frame is `ip`, a return address into the program, with rsp = sp once that return
+ * is done and rbp = bp. 0 if there is none (no control page, no memory). Exact: the same as a full unwind at this
+ * moment. Async-signal-safe, no lock, errno untouched, no memory of the program's allocator.
+ */
+uint32_t stack_capture(uintptr_t ip, uintptr_t sp, uintptr_t bp);
+
+/* Once, before stack_capture and not from a signal handler. max_depth: frames kept, 1 to 4096. 0, or -1: no memory (then
+ * every stack is 0). */
+int stack_init(unsigned max_depth);
+
+/* Code was unloaded or loaded: forget what was learned of it. Call after dlclose returns (and before, if another thread
+ * may load at the same address meanwhile), and after dlopen. Any thread, lock-free. */
+void stack_flush(void);
+
+/* In a fork child, before its first stack_capture: the image is a new one, forget all nodes. Only one thread runs. */
+void stack_fork_child(void);
+
+/* Optional, at a thread's start: makes its state now rather than in its first capture. */
+void stack_thread_init(void);
+
+/* How captures of this thread went; for benchmarks and tests. */
+struct stack_counters {
+    uint64_t captures;
+    uint64_t hits;       /* the memo had it, and every word it depends on was the same */
+    uint64_t rejoined;   /* walked until the previous stack, and the rest of that was the same */
+    uint64_t walked;     /* walked to the end by rules */
+    uint64_t full;       /* walked with all registers */
+    uint64_t nested;     /* a signal handler inside a capture */
+    uint64_t lost;       /* ended in HL_IP_LOST */
+    uint64_t frames;     /* steps taken by rules */
+    uint64_t exhausted;  /* no memory for a node: the id is that of the callers known, or 0 */
+};
+bool stack_counters(struct stack_counters *counters);
+
+/* ---- stack_trie.c ---- */
+
+/* The node for a call at `ip` under `parent`, made if it is new. 0: out of memory, or ids (the caller counts). Any
+ * thread, async-signal-safe, lock-free; two threads get the same node. */
+uint32_t trie_child(uint32_t parent, uint64_t ip);
+
+/* The frames of a node, innermost first, at most `limit`; gives how many. For checks. */
+unsigned trie_path(uint32_t node, uint64_t *ips, unsigned limit);
+
+/* Forgets all nodes (they are another image's). Only one thread runs. */
+void trie_forget(void);
+
+#endif
