@@ -1,7 +1,7 @@
 """Joins the inner-loop files into `_compiled.py` and gives it their C types as `_compiled.pxd`, for Cython.
 
-One module, so that calls between the files are C calls. Run by setup.py; git ignores both outputs. The C types are written
-in `_types.pxd`. Each source also runs interpreted, as it stands: see `interpreted.py`.
+One module, so that calls between the files are C calls. Run by setup.py; git ignores both outputs. The C types are
+written in `_types.pxd`. Each source also runs interpreted, as it stands: see `interpreted.py`.
 """
 
 from __future__ import annotations

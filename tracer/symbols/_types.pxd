@@ -9,8 +9,9 @@ cdef unsigned int OP_LEB, OP_STRING, OP_BLOCK1, OP_BLOCK2, OP_BLOCK4, OP_BLOCK, 
 cdef Py_ssize_t MAX_ATTRIBUTES
 cdef unsigned int FORM_IMPLICIT_CONST, FORM_GNU_ADDR_INDEX, FORM_GNU_STR_INDEX, FORM_GNU_REF_ALT, FORM_GNU_STRP_ALT
 cdef unsigned int AT_SIBLING
-cdef unsigned int FORM_ADDR, FORM_SDATA, FORM_INDIRECT, FORM_ADDRX, FORM_IMPLICIT, FORM_ADDRX1, FORM_ADDRX4
-cdef unsigned int FORM_RNGLISTX, FORM_CONST
+cdef Py_ssize_t INFO, TAG, CHILDREN, FIRST, COUNT, SKIP_FIRST, SKIP_COUNT, FIXED, SIBLING_AT, SPEC, ATTR, FORM, OP
+cdef unsigned int FORM_ADDR, FORM_SDATA, FORM_INDIRECT, FORM_ADDRX, FORM_ADDRX1, FORM_ADDRX4
+cdef unsigned int FORM_RNGLISTX
 cdef int TAG_CLASS, TAG_LEXICAL_BLOCK, TAG_COMPILE_UNIT, TAG_STRUCTURE, TAG_UNION, TAG_INLINED, TAG_MODULE, TAG_CATCH
 cdef int TAG_SUBPROGRAM, TAG_TRY, TAG_NAMESPACE, TAG_PARTIAL_UNIT
 cdef unsigned int ATTR_SIBLING, ATTR_LOW_PC, ATTR_HIGH_PC, ATTR_RANGES, ATTR_CALL_FILE, ATTR_CALL_LINE
@@ -63,12 +64,11 @@ cdef class AbbrevTable:
     cdef unsigned int[::1] ops
     cdef unsigned int offset_size
     cdef readonly Py_ssize_t codes
-    cdef Py_ssize_t specs, skips, code_room, spec_room
-    cdef list arrays_i, arrays_u
-    cdef object array_q
-    cdef int[::1] tag, children, first, count, skip_first, skip_count, fixed, sibling_at
-    cdef unsigned int[::1] attr, form, op, skip
-    cdef i64[::1] const
+    cdef Py_ssize_t spec_count, skip_count, code_room, spec_room
+    cdef object info_array, spec_array, skip_array
+    cdef int[::1] info
+    cdef unsigned int[::1] specs, skips
+    cdef dict consts
 
     cdef bind(self)
     cdef grow_codes(self)
@@ -76,9 +76,10 @@ cdef class AbbrevTable:
     @cython.locals(code=u64, tag=u64)
     cdef parse(self, Cursor cur)
     @cython.locals(
-        at=Py_ssize_t, skip=Py_ssize_t, total=int, run=int, varies=bint, attr=u64, form=u64, op=cython.uint
+        first=Py_ssize_t, at=Py_ssize_t, skip=Py_ssize_t, total=int, run=int, varies=bint, attr=u64, form=u64,
+        op=cython.uint
     )
-    cdef parse_attributes(self, Cursor cur, Py_ssize_t code)
+    cdef parse_attributes(self, Cursor cur, Py_ssize_t row)
 
 
 cpdef bint is_address_form(unsigned int form) except? -1
@@ -103,15 +104,15 @@ cdef class Unit:
     cdef skip_op(self, unsigned int op)
     @cython.locals(op=cython.uint)
     cdef unsigned int indirect_op(self, u64 form) except? 77
-    @cython.locals(table=AbbrevTable, fixed=int, at=Py_ssize_t, end=Py_ssize_t)
+    @cython.locals(table=AbbrevTable, row=Py_ssize_t, fixed=int, at=Py_ssize_t, end=Py_ssize_t)
     cdef skip_die(self, Py_ssize_t code)
     @cython.locals(cur=Cursor, start=Py_ssize_t)
     cdef u64 value(self, unsigned int form, unsigned int op) except? 0xFFFFFFFFFFFFFFFE
     @cython.locals(code=u64)
     cdef Py_ssize_t checked_code(self) except -1
     @cython.locals(
-        cur=Cursor, code=Py_ssize_t, table=AbbrevTable, at=Py_ssize_t, end=Py_ssize_t, form=cython.uint,
-        op=cython.uint, die=dict
+        cur=Cursor, code=Py_ssize_t, table=AbbrevTable, row=Py_ssize_t, at=Py_ssize_t, end=Py_ssize_t,
+        attr=cython.uint, form=cython.uint, op=cython.uint, die=dict
     )
     cpdef read_die(self, Py_ssize_t offset)
 

@@ -34,6 +34,15 @@ FORM_GNU_REF_ALT = 0x1F20
 FORM_GNU_STRP_ALT = 0x1F21
 AT_SIBLING = 0x01
 
+# Rows of AbbrevTable.info and AbbrevTable.specs.
+INFO = 8
+TAG, CHILDREN, FIRST, COUNT, SKIP_FIRST, SKIP_COUNT, FIXED, SIBLING_AT = range(8)
+SPEC = 3
+ATTR, FORM, OP = range(3)
+EMPTY_INFO = array("i", bytes(4 * 128 * INFO))
+EMPTY_SPECS = array("I", bytes(4 * 1024 * SPEC))
+EMPTY_SKIPS = array("I", bytes(4 * 1024))
+
 
 def form_ops(address_size: int, offset_size: int, version: int) -> array[int]:
     """What skipping each form (DW_FORM_*, DWARF 5 section 7.5.6) takes: bytes, or one of the OP_ codes."""
@@ -78,51 +87,41 @@ def form_op(ops: array[int], form: int, offset_size: int) -> int:
 class AbbrevTable:
     """The abbreviations of one unit. Codes count up from 1 in every producer's output; others are refused.
 
-    By code: `tag`, `children`, `first` and `count` of its attributes, `skip_first` and `skip_count` of its skip
-    program, `fixed` (its attributes' bytes if all are of fixed size, else -1), `sibling_at` (where DW_AT_sibling lies
-    behind the code, else -1). By attribute: `attr`, `form`, `op`, `const`.
+    `info[code * INFO + ...]`: TAG, CHILDREN, FIRST and COUNT of its attributes, SKIP_FIRST and SKIP_COUNT of its skip
+    program, FIXED (its attributes' bytes if all are of fixed size, else -1), SIBLING_AT (where DW_AT_sibling lies
+    behind the code, else -1). `specs[attribute * SPEC + ...]`: ATTR, FORM, OP. `skips`: the skip programs.
+    `consts`: values of DW_FORM_implicit_const by attribute.
     """
 
     def __init__(self, data: bytes, offset: int, ops: array[int], offset_size: int) -> None:
         self.ops = ops
         self.offset_size = offset_size
         self.codes = 0
-        self.specs = 0
-        self.skips = 0
-        self.code_room = 128
-        self.spec_room = 1024
-        zeros = array("i", bytes(4 * self.code_room))
-        self.arrays_i = [zeros[:] for _ in range(8)]
-        zeros_u = array("I", bytes(4 * self.spec_room))
-        self.arrays_u = [zeros_u[:] for _ in range(4)]
-        self.array_q = array("q", bytes(8 * self.spec_room))
+        self.spec_count = 0
+        self.skip_count = 0
+        self.code_room = len(EMPTY_INFO) // INFO
+        self.spec_room = len(EMPTY_SKIPS)
+        self.info_array = EMPTY_INFO[:]
+        self.spec_array = EMPTY_SPECS[:]
+        self.skip_array = EMPTY_SKIPS[:]
         self.bind()
+        self.consts: dict[int, int] = {}
         self.parse(Cursor(data, offset))
 
     def bind(self) -> None:
         """Point the typed views at the arrays, which growing replaces."""
-        self.tag = self.arrays_i[0]
-        self.children = self.arrays_i[1]
-        self.first = self.arrays_i[2]
-        self.count = self.arrays_i[3]
-        self.skip_first = self.arrays_i[4]
-        self.skip_count = self.arrays_i[5]
-        self.fixed = self.arrays_i[6]
-        self.sibling_at = self.arrays_i[7]
-        self.attr = self.arrays_u[0]
-        self.form = self.arrays_u[1]
-        self.op = self.arrays_u[2]
-        self.skip = self.arrays_u[3]
-        self.const = self.array_q
+        self.info = self.info_array
+        self.specs = self.spec_array
+        self.skips = self.skip_array
 
     def grow_codes(self) -> None:
-        self.arrays_i = [values + values for values in self.arrays_i]
+        self.info_array = self.info_array + self.info_array
         self.code_room *= 2
         self.bind()
 
     def grow_specs(self) -> None:
-        self.arrays_u = [values + values for values in self.arrays_u]
-        self.array_q = self.array_q + self.array_q
+        self.spec_array = self.spec_array + self.spec_array
+        self.skip_array = self.skip_array + self.skip_array
         self.spec_room *= 2
         self.bind()
 
@@ -135,22 +134,23 @@ class AbbrevTable:
                 raise DamagedError("abbreviation codes do not count up")
             if code + 1 >= self.code_room:
                 self.grow_codes()
-            if self.specs + MAX_ATTRIBUTES + 1 >= self.spec_room:
+            if self.spec_count + MAX_ATTRIBUTES + 1 >= self.spec_room:
                 self.grow_specs()
             self.codes = code
             tag = cur.uleb()
             if tag > 0xFFFF:
                 raise DamagedError("tag out of range")
-            self.tag[code] = tag
-            self.children[code] = cur.u8()
-            self.parse_attributes(cur, code)
+            self.info[code * INFO + TAG] = tag
+            self.info[code * INFO + CHILDREN] = cur.u8()
+            self.parse_attributes(cur, code * INFO)
 
-    def parse_attributes(self, cur: Cursor, code: int) -> None:
-        at = self.specs
-        skip = self.skips
-        self.first[code] = at
-        self.skip_first[code] = skip
-        self.sibling_at[code] = -1
+    def parse_attributes(self, cur: Cursor, row: int) -> None:
+        """Read one abbreviation's attributes into `specs` and `skips`, and where they are into its row of `info`."""
+        first = self.spec_count
+        at = first
+        skip = self.skip_count
+        self.info[row + SKIP_FIRST] = skip
+        self.info[row + SIBLING_AT] = -1
         total = 0
         run = 0
         varies = False
@@ -159,34 +159,36 @@ class AbbrevTable:
             form = cur.uleb()
             if attr == 0 and form == 0:
                 break
-            if attr > 0xFFFF or form > 0xFFFF or at - self.first[code] >= MAX_ATTRIBUTES:
+            if attr > 0xFFFF or form > 0xFFFF or at - first >= MAX_ATTRIBUTES:
                 raise DamagedError("attribute out of range")
             op = form_op(self.ops, form, self.offset_size)
             if op == OP_UNKNOWN:
                 raise DamagedError("unknown form")
-            self.attr[at] = attr
-            self.form[at] = form
-            self.op[at] = op
-            self.const[at] = cur.sleb() if form == FORM_IMPLICIT_CONST else 0
+            if form == FORM_IMPLICIT_CONST:
+                self.consts[at] = cur.sleb()
+            self.specs[at * SPEC + ATTR] = attr
+            self.specs[at * SPEC + FORM] = form
+            self.specs[at * SPEC + OP] = op
             at += 1
             if attr == AT_SIBLING and not varies and op == 4:
-                self.sibling_at[code] = total
+                self.info[row + SIBLING_AT] = total
             if op < OP_LEB:
                 total += op
                 run += op
                 continue
             varies = True
             if run > 0:
-                self.skip[skip] = run
+                self.skips[skip] = run
                 skip += 1
                 run = 0
-            self.skip[skip] = op
+            self.skips[skip] = op
             skip += 1
         if run > 0:
-            self.skip[skip] = run
+            self.skips[skip] = run
             skip += 1
-        self.count[code] = at - self.first[code]
-        self.skip_count[code] = skip - self.skip_first[code]
-        self.fixed[code] = -1 if varies else total
-        self.specs = at
-        self.skips = skip
+        self.info[row + FIRST] = first
+        self.info[row + COUNT] = at - first
+        self.info[row + SKIP_COUNT] = skip - self.skip_count
+        self.info[row + FIXED] = -1 if varies else total
+        self.spec_count = at
+        self.skip_count = skip

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,6 +104,8 @@ def save(folder: Path, build_id: str, sources: Sources, known: Known) -> bool:
 
 def _write_atomically(path: Path, content: bytes) -> bool:
     """A complete file or none: written beside its place, then renamed over it."""
+    import tempfile  # slow to import, and seldom needed
+
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

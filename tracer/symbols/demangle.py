@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 
 # Longer names are left mangled: libstdc++ takes stack in proportion to them.
 LIMIT_CHARACTERS = 16_384
@@ -28,6 +28,7 @@ def _cxx() -> Callable[[str], str] | None:
     return demangle_one
 
 
+@lru_cache(maxsize=65_536)
 def demangle(name: str) -> str:
     """The name as a programmer wrote it; `name` itself where it is not mangled, or wrongly.
 

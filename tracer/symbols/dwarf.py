@@ -16,6 +16,7 @@ from heapledger.tracer.symbols.elf import PARSE_ERRORS, Elf, Section
 
 AT_NAME = 0x03
 AT_STMT_LIST = 0x10
+AT_LANGUAGE = 0x13
 AT_LOW_PC = 0x11
 AT_HIGH_PC = 0x12
 AT_COMP_DIR = 0x1B
@@ -41,23 +42,28 @@ ALT_REFS = frozenset((0x1C, 0x24, 0x1F20))
 ALT_STRINGS = frozenset((0x1D, 0x1F21))
 INDEXED_STRINGS = frozenset((0x1A, 0x25, 0x26, 0x27, 0x28, 0x1F02))
 ADDRESS_FORMS = frozenset((0x01, 0x1B, 0x29, 0x2A, 0x2B, 0x2C, 0x1F01))
-UT_COMPILE = 1
-UT_PARTIAL = 3
-UT_SKELETON = 4
+# DW_LANG_* of C and assembly: C89, C, C99, Mips_Assembler, C11, C17.
+UNMANGLED_LANGUAGES = frozenset((0x01, 0x02, 0x0C, 0x8001, 0x1D, 0x2C))
 
 MAX_REFERENCES = 32
 HEADER_BYTES = 12
 ROOT_BYTES = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class RawFrame:
-    """A frame as DWARF has it: the mangled name where there is one, `""` where the function is not known."""
+# Mangled name where there is one (`""` where the function is not known), file, line.
+RawFrame = tuple[str, str | None, int | None]
 
-    function: str
-    file: str | None
-    line: int | None
-    inlined: bool
+
+@dataclass(slots=True)
+class Found:
+    """What DWARF knows of one address: `frames`, innermost first, all but the last inlined.
+
+    `nameless`: the last frame is a function without a linkage name in a language that mangles (GCC leaves it out for
+    functions that no other unit can see), so that the symbol table may have a fuller name than `frames` has.
+    """
+
+    frames: list[RawFrame]
+    nameless: bool
 
 
 class Dwarf:
@@ -86,11 +92,11 @@ class Dwarf:
         section = self._elf.section(name)
         return section.length() if section is not None else 0
 
-    def resolve(self, offsets: list[int]) -> dict[int, list[RawFrame]]:
-        """Frames of the ascending `offsets`, innermost first; those in no unit are left out."""
+    def resolve(self, offsets: list[int]) -> dict[int, Found]:
+        """What is known of the ascending `offsets`; those in no unit are left out."""
         if self._info is None:
             return {}
-        found: dict[int, list[RawFrame]] = {}
+        found: dict[int, Found] = {}
         for unit_offset, mine in self._units_of(offsets).items():
             try:
                 found.update(self._resolve_in(unit_offset, mine))
@@ -215,7 +221,7 @@ class Dwarf:
         held: tuple[Any, dict[int, tuple[int, int]]] = self._units[start]
         return held
 
-    def _resolve_in(self, start: int, offsets: list[int]) -> dict[int, list[RawFrame]]:
+    def _resolve_in(self, start: int, offsets: list[int]) -> dict[int, Found]:
         unit, root = self._unit(start)
         targets = array("Q", offsets)
         functions = self._engine.FunctionWalker(unit, self._ranges, targets)
@@ -227,25 +233,29 @@ class Dwarf:
             pass  # what was found before the damage stands
         names = _LineNames(self, unit, root)
         files, lines = names.rows(targets)
+        mangles = root.get(AT_LANGUAGE, (0, 0))[1] not in UNMANGLED_LANGUAGES
         found = {}
         for k, offset in enumerate(offsets):
-            frames = self._frames(unit, functions.chain(k), names, files[k], lines[k])
-            if frames:
-                found[offset] = frames
+            file, line = files[k], lines[k]
+            chain = functions.chain(k)
+            if chain:
+                frames = self._frames(unit, chain, names, file, line)
+                outer = frames[-1][0]
+                found[offset] = Found(frames, not outer or (mangles and not outer.startswith("_")))
+            elif line >= 0:
+                found[offset] = Found([("", names.path(file), line or None)], True)
         return found
 
     def _frames(
         self, unit: Any, chain: list[tuple[int, int, int]], names: _LineNames, file: int, line: int
     ) -> list[RawFrame]:
         """From the innermost function outwards: each one's place is where the one before it was inlined."""
-        place = (names.path(file), line or None) if line >= 0 else (None, None)
-        if not chain:
-            return [RawFrame("", *place, False)] if line >= 0 else []
+        path = names.path(file) if line >= 0 else None
         frames = []
-        for at, (die, call_file, call_line) in enumerate(chain):
-            inlined = at + 1 < len(chain)
-            frames.append(RawFrame(self.die_name(unit, die), *place, inlined))
-            place = (names.path(call_file) if call_file else None, call_line or None)
+        for die, call_file, call_line in chain:
+            frames.append((self.die_name(unit, die), path, line if line > 0 else None))
+            path = names.path(call_file) if call_file else None
+            line = call_line
         return frames
 
     # Names and strings

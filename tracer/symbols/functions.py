@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from array import array
 
-from heapledger.tracer.symbols.abbrevs import OP_INDIRECT
+from heapledger.tracer.symbols.abbrevs import (
+    ATTR,
+    CHILDREN,
+    COUNT,
+    FIRST,
+    FORM,
+    FORM_IMPLICIT_CONST,
+    INFO,
+    OP,
+    OP_INDIRECT,
+    SIBLING_AT,
+    SPEC,
+    TAG,
+)  # fmt: skip
 from heapledger.tracer.symbols.cursor import first_at_least
 from heapledger.tracer.symbols.damaged import DamagedError
 from heapledger.tracer.symbols.ranges import RangeReader
@@ -34,7 +47,6 @@ ATTR_HIGH_PC = 0x12
 ATTR_RANGES = 0x55
 ATTR_CALL_FILE = 0x58
 ATTR_CALL_LINE = 0x59
-FORM_CONST = 0x21
 
 
 class FunctionWalker:
@@ -97,13 +109,13 @@ class FunctionWalker:
                 if depth == owner_depth:
                     owner, owner_depth = owners.pop()
                 continue
-            children = table.children[code]
+            children = table.info[code * INFO + CHILDREN]
             if skip_depth >= 0:
                 unit.skip_die(code)
                 if children:
                     depth += 1
                 continue
-            tag = table.tag[code]
+            tag = table.info[code * INFO + TAG]
             if tag in (TAG_SUBPROGRAM, TAG_INLINED):
                 self.read_places(code)
                 record = self.claim(start, owner if tag == TAG_INLINED else -1)
@@ -132,7 +144,7 @@ class FunctionWalker:
                 if children:
                     depth += 1
             elif children:
-                at = table.sibling_at[code]
+                at = table.info[code * INFO + SIBLING_AT]
                 after = cur.pos
                 unit.skip_die(code)
                 if at >= 0:
@@ -162,11 +174,11 @@ class FunctionWalker:
         self.sibling = 0
         self.call_file = 0
         self.call_line = 0
-        at = table.first[code]
-        end = at + table.count[code]
+        at = table.info[code * INFO + FIRST]
+        end = at + table.info[code * INFO + COUNT]
         while at < end:
-            attr = table.attr[at]
-            op = table.op[at]
+            attr = table.specs[at * SPEC + ATTR]
+            op = table.specs[at * SPEC + OP]
             if op == OP_INDIRECT or attr not in (
                 ATTR_SIBLING,
                 ATTR_LOW_PC,
@@ -178,8 +190,8 @@ class FunctionWalker:
                 unit.skip_op(op)
                 at += 1
                 continue
-            form = table.form[at]
-            value = table.const[at] if form == FORM_CONST else unit.value(form, op)
+            form = table.specs[at * SPEC + FORM]
+            value = table.consts.get(at, 0) if form == FORM_IMPLICIT_CONST else unit.value(form, op)
             at += 1
             if attr == ATTR_LOW_PC:
                 self.low = value

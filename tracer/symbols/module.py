@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
-import tempfile
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,23 +9,24 @@ from types import ModuleType
 
 from heapledger.tracer.symbols.damaged import DamagedError
 from heapledger.tracer.symbols.demangle import demangle
-from heapledger.tracer.symbols.dwarf import Dwarf, RawFrame, decoded
+from heapledger.tracer.symbols.dwarf import Dwarf, Found, decoded
 from heapledger.tracer.symbols.elf import PARSE_ERRORS, Elf
 from heapledger.tracer.symbols.frame import Frame
-from heapledger.tracer.symbols.locate import by_altlink, by_build_id, by_debuglink, open_elf
+from heapledger.tracer.symbols.locate import by_altlink, by_build_id, by_debuglink
 
 MINI_LIMIT_BYTES = 256 << 20
 LZMA_MEMORY_BYTES = 128 << 20
 
 
 class Module:
-    """Resolves addresses of one binary. `path` None: only what the debug folders hold for `build_id`."""
+    """Resolves addresses of one binary: takes over `image`. None: only what the debug folders hold for `build_id`."""
 
-    def __init__(self, path: Path | None, build_id: str | None, debug_dirs: Sequence[Path], engine: ModuleType) -> None:
+    def __init__(self, image: Elf | None, build_id: str | None, debug_dirs: Sequence[Path], engine: ModuleType) -> None:
         self._engine = engine
-        self._image = open_elf(path) if path is not None else None
+        self._image = image
         self._debug = self._find_debug(build_id, debug_dirs)
         self._debug_dirs = debug_dirs
+        self._frames: dict[tuple[str, str | None, int | None, bool], Frame] = {}
         self._alt: Elf | None = None
         self._dwarf: Dwarf | None = None
         self._mini: Elf | None = None
@@ -45,21 +44,31 @@ class Module:
     def resolve(self, offsets: list[int]) -> dict[int, list[Frame]]:
         """Frames of the ascending `offsets`; those of which nothing is known are left out."""
         raw = self._dwarf_frames(offsets)
-        nameless = [offset for offset in offsets if offset not in raw or not raw[offset][-1].function]
+        nameless = [offset for offset in offsets if offset not in raw or raw[offset].nameless]
         symbols = self._symbols(nameless) if nameless else {}
         found = {}
         for offset in offsets:
-            frames = raw.get(offset)
-            if frames is None:
-                if offset in symbols:
-                    found[offset] = [Frame(demangle(symbols[offset]), None, None, False)]
-                continue
-            found[offset] = [Frame(demangle(f.function), f.file, f.line, f.inlined) for f in frames[:-1]]
-            last = frames[-1]
-            found[offset].append(Frame(demangle(last.function or symbols.get(offset, "")), last.file, last.line, False))
+            known = raw.get(offset)
+            if known is not None:
+                frames = [self._frame(*frame, True) for frame in known.frames[:-1]]
+                name, file, line = known.frames[-1]
+                if known.nameless:
+                    name = fuller_name(name, symbols.get(offset, ""))
+                frames.append(self._frame(name, file, line, False))
+                found[offset] = frames
+            elif offset in symbols:
+                found[offset] = [self._frame(symbols[offset], None, None, False)]
         return found
 
-    def _dwarf_frames(self, offsets: list[int]) -> dict[int, list[RawFrame]]:
+    def _frame(self, name: str, file: str | None, line: int | None, inlined: bool) -> Frame:
+        """The frame of these, made once: addresses share most of their outer frames."""
+        key = (name, file, line, inlined)
+        frame = self._frames.get(key)
+        if frame is None:
+            frame = self._frames[key] = Frame(demangle(name), file, line, inlined)
+        return frame
+
+    def _dwarf_frames(self, offsets: list[int]) -> dict[int, Found]:
         elf = self._debug or self._image
         if elf is None or elf.section(".debug_info") is None:
             return {}
@@ -113,6 +122,9 @@ class Module:
 
 def unpack_minidebuginfo(packed: bytes, path: Path) -> Elf | None:
     """Decompressed into an unnamed temporary file, never more than MINI_LIMIT_BYTES of it."""
+    import lzma  # few files have one: only those pay for the imports
+    import tempfile
+
     try:
         plain = lzma.LZMADecompressor(lzma.FORMAT_XZ, LZMA_MEMORY_BYTES).decompress(packed, MINI_LIMIT_BYTES)
         stream = tempfile.TemporaryFile()  # noqa: SIM115  (the Elf closes it)
@@ -121,3 +133,13 @@ def unpack_minidebuginfo(packed: bytes, path: Path) -> Elf | None:
         return Elf(path, stream)
     except (lzma.LZMAError, EOFError, DamagedError, OSError):
         return None
+
+
+def fuller_name(name: str, symbol: str) -> str:
+    """The symbol's name if DWARF has none, or if it is the mangled form of what DWARF has only in short.
+
+    The mangled name's suffix (`.cold`, `.isra.0`: the compiler cut the function up) is left out, as DWARF does.
+    """
+    if not name:
+        return symbol
+    return symbol.partition(".")[0] if symbol.startswith(("_Z", "_R")) else name

@@ -36,11 +36,12 @@ class _Entry:
         found = image.build_id() if image is not None else None
         self.trusted = image is not None and (build_id is None or found == build_id)
         self.build_id = build_id or found
-        usable = image if self.trusted else None
-        places = candidates(usable, self.build_id, debug_dirs)
-        self.sources = cache.fingerprint([path if self.trusted else None, *places])
-        if image is not None:
+        if image is not None and not self.trusted:
             image.close()
+            image = None
+        self._image = image
+        places = candidates(image, self.build_id, debug_dirs)
+        self.sources = cache.fingerprint([path if self.trusted else None, *places])
         self.cache_dir = cache_dir if self.build_id and len(self.build_id) >= 4 else None
         self.known: cache.Known = {}
         if self.cache_dir is not None and self.build_id:
@@ -50,13 +51,18 @@ class _Entry:
 
     def open(self, engine: ModuleType) -> Module:
         if self.module is None:
-            self.module = Module(self.path if self.trusted else None, self.build_id, self.debug_dirs, engine)
+            if self._image is None and self.trusted:
+                self._image = open_elf(self.path)
+            self.module = Module(self._image, self.build_id, self.debug_dirs, engine)
         return self.module
 
     def close_files(self) -> None:
         if self.module is not None:
             self.module.close()
             self.module = None
+        elif self._image is not None:
+            self._image.close()
+        self._image = None
 
     def save(self) -> None:
         """Keep what was learnt since the last time; an unwritable folder is not worth a word."""
@@ -95,9 +101,9 @@ class Symbolizer:
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = _Entry(Path(path), key[1], self._debug_dirs, self._cache_dir)
+        self._touch(key, entry)
         missing = sorted({o for o in offsets if 0 <= o < ADDRESS_LIMIT and o not in entry.known})
         if missing:
-            self._touch(key, entry)
             found = entry.open(self._engine).resolve(missing)
             for offset in missing:
                 entry.known[offset] = found.get(offset, [])

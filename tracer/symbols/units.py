@@ -10,7 +10,16 @@ from __future__ import annotations
 from array import array
 
 from heapledger.tracer.symbols.abbrevs import (
+    ATTR,
+    CHILDREN,
+    COUNT,
+    FIRST,
+    FIXED,
+    FORM,
     FORM_GNU_ADDR_INDEX,
+    FORM_IMPLICIT_CONST,
+    INFO,
+    OP,
     OP_BLOCK,
     OP_BLOCK1,
     OP_BLOCK2,
@@ -19,9 +28,13 @@ from heapledger.tracer.symbols.abbrevs import (
     OP_LEB,
     OP_STRING,
     OP_UNKNOWN,
+    SKIP_COUNT,
+    SKIP_FIRST,
+    SPEC,
+    TAG,
     AbbrevTable,
     form_op,
-)
+)  # fmt: skip
 from heapledger.tracer.symbols.cursor import Cursor, first_at_least
 from heapledger.tracer.symbols.damaged import DamagedError
 
@@ -29,7 +42,6 @@ FORM_ADDR = 0x01
 FORM_SDATA = 0x0D
 FORM_INDIRECT = 0x16
 FORM_ADDRX = 0x1B
-FORM_IMPLICIT = 0x21
 FORM_ADDRX1 = 0x29
 FORM_ADDRX4 = 0x2C
 
@@ -138,14 +150,15 @@ class Unit:
     def skip_die(self, code: int) -> None:
         """Move over the attributes of a DIE whose abbreviation code has just been read."""
         table = self.table
-        fixed = table.fixed[code]
+        row = code * INFO
+        fixed = table.info[row + FIXED]
         if fixed >= 0:
             self.cur.skip(fixed)
             return
-        at = table.skip_first[code]
-        end = at + table.skip_count[code]
+        at = table.info[row + SKIP_FIRST]
+        end = at + table.info[row + SKIP_COUNT]
         while at < end:
-            self.skip_op(table.skip[at])
+            self.skip_op(table.skips[at])
             at += 1
 
     def value(self, form: int, op: int) -> int:
@@ -176,19 +189,21 @@ class Unit:
         if code == 0:
             return {}
         table = self.table
-        die = {0: (table.tag[code], table.children[code])}
-        at = table.first[code]
-        end = at + table.count[code]
+        row = code * INFO
+        die = {0: (table.info[row + TAG], table.info[row + CHILDREN])}
+        at = table.info[row + FIRST]
+        end = at + table.info[row + COUNT]
         while at < end:
-            form = table.form[at]
-            op = table.op[at]
+            attr = table.specs[at * SPEC + ATTR]
+            form = table.specs[at * SPEC + FORM]
+            op = table.specs[at * SPEC + OP]
             if op == OP_INDIRECT:
                 form = cur.uleb() & 0xFFFF
                 op = self.indirect_op(form)
-            if form == FORM_IMPLICIT:
-                die[table.attr[at]] = (form, table.const[at])
+            if form == FORM_IMPLICIT_CONST:
+                die[attr] = (form, table.consts.get(at, 0))
             else:
-                die[table.attr[at]] = (form, self.value(form, op))
+                die[attr] = (form, self.value(form, op))
             at += 1
         return die
 
