@@ -17,7 +17,7 @@ SITE = 'leaky<script>alert("x")</script>'
 def write_trace(
     path: Path, command: str = "./app --flag", blocks: Sequence[int] = (100, 200), **process: object
 ) -> Path:
-    """A process that allocated `blocks` (bytes each) from a site with a hostile name, and freed none; with RSS samples."""
+    """A process that allocated `blocks` (bytes each) at a site with a hostile name and freed none; RSS samples."""
     argv = shlex.split(command)
     count = len(blocks)
     with TraceWriter(path, source="run", command=argv, cwd="/tmp", start_unix_ns=1_760_000_000_000_000_000) as writer:

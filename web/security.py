@@ -6,6 +6,8 @@ the second wall. plotly.js writes inline styles, hence `style-src 'unsafe-inline
 
 from __future__ import annotations
 
+import re
+
 from flask import Flask, Response, request
 from werkzeug.exceptions import BadRequest, Forbidden
 
@@ -38,12 +40,14 @@ HEADERS = {
 QUERY_LIMIT = 2_000
 
 
+#: A name or an IPv4 address, or an IPv6 address in brackets; then perhaps a port, and nothing else.
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
+
+
 def host_name(header: str) -> str:
-    """The name in a Host header, without port, lower case: `[::1]:80` → `[::1]`."""
-    header = header.strip().lower()
-    if header.startswith("["):
-        return header[: header.find("]") + 1]
-    return header.partition(":")[0]
+    """The name in a Host header, without port, lower case: `[::1]:80` → `[::1]`. Empty if it is not well-formed."""
+    match = HOST.fullmatch(header.lower())
+    return match[1] if match else ""
 
 
 def guard(app: Flask, config: Config) -> None:
