@@ -16,7 +16,7 @@
  * Always: checks of a frame come before those of its caller; frames[i].check is the first one of frame i; frames[i].node
  * is the node of the stack that begins there.
  *
- * A signal handler may capture inside a capture: `busy` says so, and the inner one walks without touching any of this.
+ * A signal handler may capture inside a capture: open_sp says so, and the inner one walks without touching any of this.
  */
 #include "stack.h"
 
@@ -53,9 +53,9 @@ struct memo {
 struct thread {
     struct thread *next;                  /* in the list of all */
     int32_t owner;                        /* tid; 0 = free */
-    uint32_t busy;                        /* captures open: 1, or more inside signal handlers */
+    uint64_t open_sp;                     /* the open capture's caller; 0: none is open */
+    uint32_t nesting;                     /* captures inside the open one, by signal handlers */
     uint64_t era;                         /* what is kept here was learned in this era */
-    uint64_t busy_ip, busy_sp;            /* the outermost open capture; busy_sp 0: not known */
     struct unwind_memory memory;
     struct stack_counters counters;
     uint32_t first;                       /* frames[first .. depth) is the previous walk */
@@ -154,8 +154,7 @@ static struct thread *thread_get(void)
     if (thread == NULL)
         thread = thread_new(me);
     if (thread != NULL) {
-        thread->busy = 0;
-        thread->busy_sp = 0;
+        thread->open_sp = 0;
         memset(&thread->memory, 0, sizeof thread->memory);
         memset(&thread->counters, 0, sizeof thread->counters);
         thread_forget(thread, __atomic_load_n(&era_now, __ATOMIC_ACQUIRE));
@@ -311,16 +310,22 @@ static uint32_t insert(const uint64_t *ips, unsigned count, uint64_t mark, struc
 
 /* ---- a capture inside a capture ---------------------------------------------------------------------------------------- */
 
-/* Walks by rules without any memory of before. *found: the walk passed the frame (ip2, sp2). */
+/* Walks by rules without any memory of before; keys go to ips if that is not NULL. *found: behind a signal frame there is
+ * a frame at sp2. 0: cannot go by rules. */
 static unsigned walk_plain(struct frame first, struct unwind_memory *memory, uint64_t *ips, uint64_t *mark,
-                           uint64_t ip2, uint64_t sp2, bool *found)
+                           uint64_t sp2, bool *found)
 {
     struct frame frame = first, caller = first;
+    bool interrupted = false;
     *mark = 0;
+    *found = false;
     for (unsigned count = 0;;) {
-        *found |= frame.ip == ip2 && frame.sp == sp2;
-        ips[count++] = frame.ip;
+        *found |= interrupted && frame.sp == sp2;
+        if (ips != NULL)
+            ips[count] = frame.ip;
+        count++;
         enum step step = step_up(memory, &frame, &caller);
+        interrupted |= frame.interrupted;
         if (step == STEP_FULL)
             return 0;
         if (step == STEP_END)
@@ -338,37 +343,33 @@ static unsigned walk_plain(struct frame first, struct unwind_memory *memory, uin
 }
 
 /*
- * `busy` was set: we are in a signal handler that interrupted a capture; or such a handler left by longjmp, and the
- * interrupted capture will never end. In the first case its caller's frame is on our stack.
+ * A capture is open: we are in a signal handler that interrupted it; or such a handler left by longjmp, and the
+ * interrupted capture will never end. In the first case its caller is on our stack, behind the signal's frame.
  */
 static __attribute__((noinline)) uint32_t capture_nested(struct thread *thread, uintptr_t ip, uintptr_t sp,
                                                          uintptr_t bp)
 {
-    uint32_t level = thread->busy;
+    uint32_t level = ++thread->nesting;
     struct unwind_memory memory = {0};
     struct frame first = {.ip = ip, .sp = sp, .bp = bp};
     uint64_t mark;
-    bool found = thread->busy_sp == 0; /* not said yet, or not any more */
+    bool found;
     thread->counters.nested++;
-    if (level >= NESTING)
-        return 0;
-    thread->busy = level + 1;
     barrier();
-    uint64_t *ips = thread->ips[level];
-    unsigned count = walk_plain(first, &memory, ips, &mark, thread->busy_ip, thread->busy_sp, &found);
-    if (count == 0) {
-        found = true; /* not known */
+    uint64_t *ips = level < NESTING ? thread->ips[level] : NULL;
+    unsigned count = walk_plain(first, &memory, ips, &mark, thread->open_sp, &found);
+    bool abandoned = count != 0 && mark == 0 && !found;
+    if (count == 0 && ips != NULL)
         count = walk_full(ip, sp, bp, &memory, ips, depth_limit, &mark);
-    }
-    uint32_t node = insert(ips, count, mark, &thread->counters);
+    uint32_t node = ips == NULL ? 0 : insert(ips, count, mark, &thread->counters);
     barrier();
-    if (!found && mark == 0) { /* abandoned: what it was writing is in no known state */
+    thread->nesting = level - 1;
+    if (abandoned) { /* what it was writing is in no known state */
         thread_forget(thread, thread->era);
         memset(&thread->memory, 0, sizeof thread->memory);
-        thread->busy_sp = 0;
-        level = 0;
+        barrier();
+        thread->open_sp = 0;
     }
-    thread->busy = level;
     return node;
 }
 
@@ -619,13 +620,11 @@ uint32_t stack_capture(uintptr_t ip, uintptr_t sp, uintptr_t bp)
     struct thread *thread = self;
     if (unlikely(thread == NULL) && (thread = thread_get()) == NULL)
         return 0;
-    if (unlikely(thread->busy != 0))
+    if (unlikely(thread->open_sp != 0))
         return capture_nested(thread, ip, sp, bp);
-    thread->busy = 1;
+    thread->nesting = 0;
     barrier();
-    thread->busy_ip = ip;
-    barrier();
-    thread->busy_sp = sp;
+    thread->open_sp = sp;
     barrier();
     uint64_t era = __atomic_load_n(&era_now, __ATOMIC_ACQUIRE);
     if (unlikely(thread->era != era))
@@ -641,9 +640,7 @@ uint32_t stack_capture(uintptr_t ip, uintptr_t sp, uintptr_t bp)
     check_stack(node, ip, sp, bp);
 #endif
     barrier();
-    thread->busy_sp = 0;
-    barrier();
-    thread->busy = 0;
+    thread->open_sp = 0;
     return node;
 }
 
@@ -677,7 +674,7 @@ void stack_fork_child(void)
     making = false;
     if (self != NULL) {
         self->owner = host_tid();
-        self->busy = 0;
+        self->open_sp = 0;
     }
 }
 

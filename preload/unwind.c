@@ -165,12 +165,23 @@ static bool is_restorer(uintptr_t pc)
            word >> 56 == code[1];
 }
 
+/* A return address that was put there by hand: the first byte of a function that declares itself outermost, with
+ * nothing in front (glibc's __start_context, where coroutines end). */
+static bool is_outermost_entry(uintptr_t pc)
+{
+    struct cfi_row row;
+    const uint8_t *fde = unwind_find_fde(pc);
+    return fde != NULL && cfi_row_at(fde, pc, &row) && row.how[UNWIND_PC] == CFI_UNDEFINED;
+}
+
 static uint32_t make(uintptr_t key)
 {
     struct cfi_row row;
     if (key == 0 || key >= UNWIND_USER_LIMIT)
         return pack(UNWIND_GUESS, 0, 0);
     const uint8_t *fde = unwind_find_fde(key - 1);
+    if (fde == NULL && is_outermost_entry(key))
+        return pack(UNWIND_END, 0, 0);
     if (fde == NULL)
         return is_restorer(key) ? pack(UNWIND_SIGNAL, 0, 0) : pack(UNWIND_GUESS, 0, 0);
     return cfi_row_at(fde, key - 1, &row) ? compress(&row) : pack(UNWIND_FULL, 0, 0);
@@ -304,6 +315,8 @@ enum unwind_result unwind_step_full(struct unwind_registers *registers, struct u
     if (pc >= UNWIND_USER_LIMIT)
         return UNWIND_LOST;
     const uint8_t *fde = unwind_find_fde(pc);
+    if (fde == NULL && !registers->exact_pc && is_outermost_entry(pc + 1))
+        return UNWIND_OUTERMOST;
     if (fde == NULL)
         return is_restorer(pc + 1) ? step_restorer(registers, memory) : step_guess(registers, memory);
     if (!cfi_row_at(fde, pc, &row))

@@ -176,7 +176,7 @@ static void signals(void)
     install(SIGUSR2, SA_ONSTACK);
     struct sigaction action = {.sa_handler = on_fault, .sa_flags = SA_ONSTACK | SA_NODEFER};
     sigaction(SIGILL, &action, NULL);
-    for (unsigned i = 0; i < 200; i++) {
+    for (volatile unsigned i = 0; i < 200; i++) {
         raise_deep(i % 5, i % 2 ? SIGUSR1 : SIGUSR2);
         if (sigsetjmp(out_of_fault, 1) == 0)
             fault(i % 4);
@@ -247,6 +247,7 @@ static void threads(void)
 }
 
 static jmp_buf back;
+#pragma GCC diagnostic ignored "-Winfinite-recursion"
 static NOINLINE void jump_deep(unsigned left)
 {
     stack_here();
