@@ -274,7 +274,9 @@ def _plain(kinds: npt.NDArray[np.uint8], ticks: U64, seq: U64, w0: U64, w1: U64,
     if (aligned := kinds == Kind.MEMALIGN).any():
         arg[aligned] = np.uint64(1) << (aux[aligned] & np.uint64(63))
         arg2[aligned] = aux[aligned] >> np.uint64(8)
-    return Decoded(kinds, ticks, seq, seq + span, addr, size, arg, arg2, word, stack)
+    # A call that never returned (its frame was left by longjmp) is closed with span 0.
+    seq_exit = (seq + span) * (span != 0)
+    return Decoded(kinds, ticks, seq, seq_exit, addr, size, arg, arg2, word, stack)
 
 
 def _join_ext(events: Decoded, slots: U64, main: npt.NDArray[np.intp], w0: U64, w2: U64) -> None:
@@ -350,6 +352,7 @@ class Ring(_Page):
         #: no event still to come from this ring has a smaller seq; None: nothing is waited for
         self.floor: int | None = None
         self.damaged = 0
+        self._left_open: list[int] = []
 
     def close(self) -> None:
         self.slots = np.empty((0, 4), np.uint64)
@@ -416,6 +419,7 @@ class Ring(_Page):
         if good.all():
             return decode(bodies, self.carry)
         self.damaged += int((~written).sum())
+        self._left_open += (np.flatnonzero(written & ~good) + self.position).tolist()
         # A slot that was reserved and never written holds another lap's event: it is lost, and counted.
         return decode(bodies[written], self.carry, ~good[written])
 
@@ -459,8 +463,18 @@ class Ring(_Page):
                 self.floor = self.carry.seq + step
 
     def release(self) -> None:
-        """Tells the owner that the slots read so far may be used again."""
-        self.set("tail", self.position)
+        """Tells the owner that the slots read so far may be used again.
+
+        Slots of calls that were taken before they returned are kept back, because their owner will still write to
+        them; but never more than three quarters of the ring, or the owner would wait for room while we wait for it.
+        """
+        self._left_open = [at for at in self._left_open if self._is_open(at)]
+        self.set("tail", self._left_open[0] if self._left_open else self.position)
+
+    def _is_open(self, at: int) -> bool:
+        if self.get("head") - at > self.capacity * 3 // 4:
+            return False
+        return not int(self.slots[at & (self.capacity - 1), 0]) & _DONE
 
     @property
     def name(self) -> str:
