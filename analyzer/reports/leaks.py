@@ -1,0 +1,89 @@
+"""Blocks not freed at the end, by call stack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heapledger.analyzer.leaks.not_freed import KIND
+from heapledger.analyzer.reports import common
+from heapledger.analyzer.reports.text import Page, duration, size
+from heapledger.analyzer.session import Analysis
+from heapledger.analyzer.sites import base_name
+from heapledger.store.reader import Trace
+
+#: Frames of a stack that the text shows.
+_TEXT_FRAMES = 8
+
+
+def build(trace: Trace, analysis: Analysis, *, top: int | None = 100) -> dict[str, Any]:
+    """The report as JSON, with the `top` largest call stacks (None: all that were kept)."""
+    found = analysis.leaks()
+    names = common.names_of(trace, analysis.process)
+    groups = found["groups"] if top is None else found["groups"][:top]
+    leaks = []
+    for group in groups:
+        stack, site = common.stack_of(names, group["stack"])
+        fields = ("bytes", "blocks", "inherited", "oldest_ns", "newest_ns", "fingerprint")
+        leaks.append({"kind": KIND, **{key: group[key] for key in fields}, "site": site, "stack": stack})
+    report = common.header("leaks", analysis.process)
+    return report | {
+        "leaks": leaks,
+        "total_bytes": found["own"][0],
+        "total_blocks": found["own"][1],
+        "suppressed_bytes": 0,
+        "inherited_bytes": found["inherited"][0],
+        "inherited_blocks": found["inherited"][1],
+        "shown": len(leaks),
+        "stacks": found["stacks"],
+        "notes": [*common.common_notes(analysis), *_notes(trace)],
+    }
+
+
+def _notes(trace: Trace) -> list[str]:
+    notes = ["Reachability is not looked at: a block that is still in use at the end is listed like a lost one."]
+    if trace.session.source == "mtrace":
+        notes.append("An mtrace log has no times and one frame a call stack.")
+    return notes
+
+
+def render(report: dict[str, Any], page: Page) -> None:
+    """The report for people."""
+    process = report["process"]
+    page.line(
+        f"{size(report['total_bytes'])} ({report['total_bytes']:,} bytes) in {report['total_blocks']:,} blocks "
+        f"not freed by pid {process['pid']} ({base_name(process['exe']) or 'unknown program'})",
+        style="bold",
+    )
+    if report["inherited_blocks"]:
+        inherited = f"{size(report['inherited_bytes'])} in {report['inherited_blocks']:,} blocks"
+        page.line(f"{inherited} came with the fork from the parent")
+    for number, leak in enumerate(report["leaks"], 1):
+        page.line()
+        origin = "  inherited from the parent" if leak["inherited"] else ""
+        ages = "" if not leak["newest_ns"] else f"  allocated {_span(leak)}"
+        page.line(f"{number}. {leak['bytes']:,} bytes in {leak['blocks']:,} blocks{ages}{origin}", style="bold")
+        for line in frame_lines(leak["stack"]):
+            page.line("     " + line)
+    if report["shown"] < report["stacks"]:
+        page.line()
+        page.line(f"... and {report['stacks'] - report['shown']:,} more call stacks (--top N, or --format json)")
+    page.notes([*report["notes"], *process["notes"]])
+
+
+def _span(leak: dict[str, Any]) -> str:
+    oldest, newest = duration(leak["oldest_ns"]), duration(leak["newest_ns"])
+    return f"at {oldest}" if oldest == newest else f"from {oldest} to {newest}"
+
+
+def frame_lines(stack: list[dict[str, Any]], limit: int = _TEXT_FRAMES) -> list[str]:
+    """A stack as lines, innermost first; what is left out is counted."""
+    if not stack:
+        return ["(no call stack)"]
+    lines = []
+    for frame in stack[:limit]:
+        where = f"{frame['file']}:{frame['line']}" if frame["file"] and frame["line"] else frame["module"]
+        name = frame["function"] or f"{frame.get('address', 0):#x}"
+        lines.append(f"{name}  {where}" if where else name)
+    if len(stack) > limit:
+        lines.append(f"... {len(stack) - limit} more")
+    return lines

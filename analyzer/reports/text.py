@@ -1,0 +1,163 @@
+"""Printing: sizes, bars, tables that fit in 80 columns, and strings that cannot talk to the terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_SPARKS = "▁▂▃▄▅▆▇█"
+_ASCII_SPARKS = "_.:-=+*#"
+
+
+def size(count: int | float | None) -> str:
+    """Bytes for people: `0 B`, `999 B`, `9.0 MiB`; `not measured` for None."""
+    if count is None:
+        return "not measured"
+    value, unit = float(count), 0
+    while abs(value) >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    # 1023.97 would be printed as 1024.0 of the smaller unit.
+    if unit and abs(round(value, 1)) >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{int(value):,} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def duration(ns: int | None) -> str:
+    """Nanoseconds for people."""
+    if ns is None:
+        return "unknown"
+    for factor, unit in ((3600e9, "h"), (60e9, "min"), (1e9, "s"), (1e6, "ms"), (1e3, "µs")):
+        if abs(ns) >= factor:
+            return f"{ns / factor:.3g} {unit}" if ns / factor < 1000 else f"{ns / factor:,.0f} {unit}"
+    return f"{ns} ns"
+
+
+def percent(share: float) -> str:
+    """A share of 1; never `100 %` unless it is all, and never `0.0 %` unless it is nothing."""
+    if share >= 1:
+        return "100 %"
+    if share <= 0:
+        return "0 %"
+    return f"{min(max(share * 100, 0.1), 99.9):.1f} %"
+
+
+def exact_percent(part: int, whole: int) -> str:
+    """`part` of `whole` in percent, with as many digits as it takes to tell it from 100."""
+    if part == whole:
+        return "100 %"
+    for digits in (1, 2, 3, 4, 6):
+        text = f"{part / whole * 100:.{digits}f}"
+        if not text.startswith("100"):
+            return text + " %"
+    return "just under 100 %"
+
+
+def safe(text: str) -> str:
+    """`text` without characters that a terminal would act on, or that would reorder what is around it."""
+    if text.isprintable():
+        return text
+    return "".join(c if _is_harmless(c) else _escaped(c) for c in text)
+
+
+def _is_harmless(char: str) -> bool:
+    return char.isprintable() or unicodedata.category(char) == "Zs"
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def shorten(text: str, width: int, *, middle: bool = False) -> str:
+    """At most `width` characters; what is cut is marked by `...`."""
+    if len(text) <= width:
+        return text
+    if width <= 3:
+        return text[:width]
+    if middle:
+        head = (width - 3) // 2
+        return text[:head] + "..." + text[len(text) - (width - 3 - head) :]
+    return text[: width - 3] + "..."
+
+
+class Page:
+    """A console and what is needed to print a report on it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.plain = not console.encoding.lower().startswith("utf")
+
+    @property
+    def width(self) -> int:
+        return self.console.width
+
+    def _encodable(self, text: str) -> str:
+        encoding = self.console.encoding
+        return text.encode(encoding, "backslashreplace").decode(encoding) if self.plain else text
+
+    def text(self, text: str, style: str = "") -> Text:
+        return Text(
+            self._encodable(safe(text)), style=style, no_wrap=True, overflow="ellipsis" if not self.plain else "crop"
+        )
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """One paragraph, wrapped at the console's width."""
+        self.console.print(Text(self._encodable(safe(text)), style=style), soft_wrap=False)
+
+    def heading(self, text: str) -> None:
+        self.line()
+        self.line(text, style="bold")
+
+    def notes(self, notes: Iterable[str]) -> None:
+        """Limits of the figures, if there are any."""
+        notes = list(dict.fromkeys(notes))
+        if notes:
+            self.heading("Notes")
+            for note in notes:
+                self.line(f"* {note}", style="yellow")
+
+    def bar(self, share: float, width: int) -> str:
+        """A bar of `share` of `width` columns; anything above nothing is seen."""
+        eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+        if share > 0:
+            eighths = max(eighths, 1)
+        if self.plain:
+            return "#" * max(round(eighths / 8), int(share > 0))
+        return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
+
+    def spark(self, values: Sequence[float], top: float) -> str:
+        """A line of small bars; a blank where there is no value (None is passed as a negative number)."""
+        ramp = _ASCII_SPARKS if self.plain else _SPARKS
+        cells = []
+        for value in values:
+            level = 0 if top <= 0 else min(int(value / top * len(ramp)), len(ramp) - 1)
+            cells.append(" " if value < 0 else ramp[level])
+        return "".join(cells)
+
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, styles: dict[int, str] | None = None
+    ) -> None:
+        """Rows under small headings. A heading that begins with `>` marks a column of numbers."""
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(c.strip(">") for c in columns))
+        for index, column in enumerate(columns):
+            right = column.startswith(">")
+            last = index == len(columns) - 1
+            table.add_column(
+                Text(column.lstrip(">")),
+                justify="right" if right else "left",
+                no_wrap=True,
+                overflow="crop" if self.plain else "ellipsis",
+                header_style="dim",
+                style=(styles or {}).get(index, ""),
+                # Numbers are never cut: the text columns give way.
+                min_width=None if last or not right else 4,
+            )
+        for row in rows:
+            table.add_row(*(self.text(cell) for cell in row))
+        self.console.print(table)
