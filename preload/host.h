@@ -87,6 +87,14 @@ void host_complain(const char *text);
  */
 void *host_symbol(const char *name);
 
+/* The path of the object that holds `address`, as the loader names it; "" for the main program, NULL if none does. */
+const char *host_object_path(const void *address);
+
+bool host_contains(const char *text, const char *part);
+
+/* The environment as it is now, ended by NULL; NULL before libc knows it. Not a copy. */
+char **host_environment(void);
+
 /* ---- what stack.c uses from the rest of the shim ---- */
 
 /* The control page of this process image; NULL before the image was made and when nothing is recorded. */

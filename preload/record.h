@@ -1,0 +1,189 @@
+/*
+ * record.h: one thread's ring, sequence numbers, the clock; the hot path, inline.
+ *
+ * No lock and no system call unless the ring is full or new. Every step is re-entrant: a signal handler of the same thread may
+ * record at any point, because slots are reserved by one xadd instruction and the state is put back on the way out.
+ * The layout of a slot and the ordering rules are drawn in spool.h.
+ */
+#ifndef HEAPLEDGER_RECORD_H
+#define HEAPLEDGER_RECORD_H
+
+#include "host.h"
+
+#define HL_TICK_SHIFT 8 /* 2^8 TSC cycles: 64 to 128 ns at 2 to 4 GHz */
+#define HL_OPEN_CALLS 8
+#define HL_ADDR_MASK 0xffffffffffffull
+#define HL_DONE (1ull << 8)
+#define HL_MORE (1ull << 6)
+#define HL_ROOM_OUTER 128 /* slots that an outer call leaves free for signal handlers */
+#define HL_ROOM_NESTED 32
+
+/* A ring as its owner sees it. Lies in memory that fork wipes: in a child `recording` is 0. One for each ring file. */
+struct hl_thread {
+    uint32_t recording;
+    uint32_t depth; /* calls in progress: above 1 only inside a signal handler */
+    struct hl_ring *ring;
+    uint64_t *slots;
+    uint64_t capacity;
+    uint64_t tail_seen;
+    uint64_t last_tick;
+    uint64_t flood_tail; /* ring.tail when waiting for room was given up; no second wait until it moves. ~0: none */
+    struct {
+        uint64_t *slot;
+        uintptr_t sp;
+        uint32_t slots;
+    } open[HL_OPEN_CALLS]; /* the calls in progress, outermost first */
+    int tid;
+    uint32_t index;
+} __attribute__((aligned(64)));
+
+/* The columns of store/events.py that a call fills. */
+struct hl_values {
+    uint64_t addr, size, arg, arg2, word;
+};
+
+/* A call between its entry and its exit; lives on the hook's stack. */
+struct hl_event {
+    struct hl_thread *thread;
+    uint64_t head; /* its first slot */
+    uint64_t *slot;
+    uint64_t seq;
+    uint64_t w0;
+    uint32_t slots;
+    uint32_t depth;
+};
+
+extern HL_HIDDEN __thread struct hl_thread *hl_self;
+extern HL_HIDDEN const char *hl_single_threaded; /* libc's flag, or a constant 0 */
+
+/* This thread's ring, made or taken if need be. NULL: nothing is recorded. */
+struct hl_thread *record_thread_slow(void);
+
+/* Makes sure that n slots are free beyond `margin`; waits for the collector if need be. False: the event is lost (counted). */
+bool record_room(struct hl_thread *t, uint32_t n, uint32_t margin);
+
+/* Writes the HL_TIME slot that must stand before an event at this tick. */
+void record_time(struct hl_thread *t, uint64_t tick);
+
+/* Called when a call is in progress already: finishes the calls that a longjmp has left for good. */
+void record_nested(struct hl_thread *t, uintptr_t sp);
+
+/* Writes the HL_EXT slots behind the event's first slot. */
+void record_extend(struct hl_event *e, const struct hl_values *v);
+
+/* Writes an HL_LATE slot. False when there is no room (the event then stays one that never returned). */
+bool record_late(struct hl_event *e, uint64_t word, uint64_t seq_exit);
+
+/* Whole events for everything that is not hot. exts: how many HL_EXT slots (0, 1, 2). The end gives all values anew. */
+bool record_call_begin(struct hl_event *e, unsigned kind, uint32_t exts, uint32_t stack, uintptr_t sp,
+                       const struct hl_values *v);
+void record_call_end(struct hl_event *e, const struct hl_values *v);
+void record_instant(unsigned kind, uint32_t exts, const struct hl_values *v);
+
+/* The thread is about to end: HL_THREAD_END, and the ring is marked as left (it may still record frees). */
+void record_thread_end(void);
+
+/* Notes what the thread's creator knew about its stack, before its first event. 0 if not known. */
+void record_thread_stack(uintptr_t low, uintptr_t high);
+
+static inline struct hl_thread *record_thread(void)
+{
+    struct hl_thread *t = hl_self;
+    if (likely(t != NULL) && likely(t->recording))
+        return t;
+    return record_thread_slow();
+}
+
+/* xadd without the lock prefix: atomic against signal handlers of this thread, which is all that a ring's head needs. */
+static inline uint64_t xadd_local(uint64_t *at, uint64_t n)
+{
+    __asm__ volatile("xaddq %0, %1" : "+r"(n), "+m"(*at) : : "memory", "cc");
+    return n;
+}
+
+static inline uint64_t record_seq(void)
+{
+    uint64_t *seq = &hl_control_page->seq;
+    if (*(const volatile char *)hl_single_threaded)
+        return xadd_local(seq, 1);
+    return __atomic_fetch_add(seq, 1, __ATOMIC_SEQ_CST);
+}
+
+static inline uint64_t *record_slot(const struct hl_thread *t, uint64_t head)
+{
+    return t->slots + (head & (t->capacity - 1)) * 4;
+}
+
+/* Bit 7 of w0: 1 while the ring is filled for the first time, then 0, 1, ... */
+static inline uint64_t record_lap(const struct hl_thread *t, uint64_t head)
+{
+    return head & t->capacity ? 0 : 0x80;
+}
+
+static inline void put(uint64_t *at, uint64_t value)
+{
+    __atomic_store_n(at, value, __ATOMIC_RELEASE);
+}
+
+/* Entry of a call: reserves the slots and takes the numbers. False: not recorded (e is not used then). */
+static inline bool record_reserve(struct hl_event *e, struct hl_thread *t, uint32_t slots, uintptr_t sp)
+{
+    uint64_t tick = host_tsc() >> HL_TICK_SHIFT;
+    if (unlikely(t->depth))
+        record_nested(t, sp);
+    if (unlikely(t->ring->head + slots + HL_ROOM_OUTER - t->tail_seen > t->capacity) &&
+        !record_room(t, slots, t->depth ? HL_ROOM_NESTED : HL_ROOM_OUTER))
+        return false;
+    if (unlikely(tick - t->last_tick + (1 << 20) >= 1 << 23))
+        record_time(t, tick);
+    t->last_tick = tick;
+    uint32_t depth = t->depth++;
+    e->thread = t;
+    e->depth = depth;
+    e->slots = slots;
+    e->head = xadd_local(&t->ring->head, slots);
+    e->slot = record_slot(t, e->head);
+    if (likely(depth < HL_OPEN_CALLS)) {
+        t->open[depth].slots = slots;
+        t->open[depth].sp = sp;
+        t->open[depth].slot = e->slot;
+    }
+    e->seq = record_seq();
+    put(&e->slot[3], tick << 40 | (e->seq & 0xffffffffffull));
+    return true;
+}
+
+/* The last store of an entry. */
+static inline void record_open(struct hl_event *e, unsigned kind, uint32_t stack, uint64_t w1, uint64_t w2)
+{
+    e->w0 = (uint64_t)stack << 32 | record_lap(e->thread, e->head) | (e->slots > 1 ? HL_MORE : 0) | kind;
+    put(&e->slot[1], w1);
+    put(&e->slot[2], w2);
+    put(&e->slot[0], e->w0);
+}
+
+/* Exit of a call whose other words are final. seq_exit must be below seq + HL_SPAN_LATE, or HL_SPAN_LATE is stored. */
+static inline void record_close(struct hl_event *e, uint64_t span)
+{
+    put(&e->slot[0], e->w0 | span << 9 | HL_DONE);
+    e->thread->depth = e->depth;
+}
+
+/* Exit of an allocator call: the result and the word before it. */
+static inline void record_result(struct hl_event *e, uint64_t addr, uint64_t excess, uint64_t word)
+{
+    uint64_t seq_exit = record_seq();
+    uint64_t span = seq_exit - e->seq;
+    if (unlikely(span >= HL_SPAN_LATE || excess >= HL_EXCESS_LATE)) {
+        if (!record_late(e, word, seq_exit)) {
+            record_close(e, 0);
+            return;
+        }
+        span = span >= HL_SPAN_LATE ? HL_SPAN_LATE : span;
+        excess = excess >= HL_EXCESS_LATE ? HL_EXCESS_LATE : excess;
+    }
+    put(&e->slot[1], excess << 48 | (addr & HL_ADDR_MASK));
+    record_close(e, span);
+}
+
+#endif
