@@ -1,7 +1,7 @@
 """Symbolizing against `addr2line -i -f -C`: the same addresses, a cold process each, rounds in turn, medians.
 
     python bench/symbols_bench.py [--addresses 2000] [--rounds 7] [--source ../shared/bench/bigcc.cpp]
-                                  [--binary PATH]... [--debug-dir /usr/lib/debug]
+                                  [--binary PATH]...
 
 Binaries: the C++ source built with -O2 -g, the C library with its separate debug file (libc6-dbg), and each `--binary`.
 Whole-process times, so ours carry Python's start and imports (shown in a row of their own). `cache` is a run that finds
@@ -28,9 +28,9 @@ OURS = """
 import sys
 from pathlib import Path
 from heapledger.tracer.symbols import Symbolizer
-binary, addresses, debug_dir, cache = sys.argv[1:]
+binary, addresses, cache = sys.argv[1:]
 offsets = [int(line, 16) for line in open(addresses)]
-with Symbolizer(debug_dirs=[Path(debug_dir)], cache_dir=Path(cache) if cache else None, compiled=True) as symbols:
+with Symbolizer(cache_dir=Path(cache) if cache else None, compiled=True) as symbols:
     for frames in symbols.resolve(binary, offsets):
         for frame in frames:
             print(f"{frame.function}\\n{frame.file}:{frame.line}")
@@ -60,9 +60,8 @@ def timed(command: list[str], stdin: Path | None) -> tuple[float, float]:
 def measure(binary: Path, arguments: argparse.Namespace, folder: Path) -> None:
     addresses = folder / "addresses"
     addresses.write_text("".join(f"{a:#x}\n" for a in text_addresses(binary, arguments.addresses)))
-    debug_dir = str(arguments.debug_dir)
     cache = str(folder / f"cache-{binary.name}")
-    ours = [sys.executable, "-c", OURS, str(binary), str(addresses), debug_dir]
+    ours = [sys.executable, "-c", OURS, str(binary), str(addresses)]
     commands: dict[str, tuple[list[str], Path | None]] = {
         "addr2line -i -f -C": (["addr2line", "-i", "-f", "-C", "-e", str(binary)], addresses),
         "heapledger": ([*ours, ""], None),
@@ -89,7 +88,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--source", type=Path, default=Path("../shared/bench/bigcc.cpp"))
     parser.add_argument("--binary", type=Path, action="append", default=[])
-    parser.add_argument("--debug-dir", type=Path, default=Path("/usr/lib/debug"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

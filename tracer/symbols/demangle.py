@@ -1,9 +1,12 @@
-"""Readable names: C++ through libstdc++'s own demangler (cxxfilt), Rust in `rust.py`; the rest is left as it is."""
+"""Readable names: C++ through libstdc++'s own demangler, Rust in `rust.py`; the rest is left as it is."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from functools import cache, lru_cache
+
+from heapledger.tracer.symbols.rust import demangle_rust
 
 # Longer names are left mangled: libstdc++ takes stack in proportion to them.
 LIMIT_CHARACTERS = 16_384
@@ -11,19 +14,31 @@ LIMIT_CHARACTERS = 16_384
 
 @cache
 def _cxx() -> Callable[[str], str] | None:
-    """cxxfilt's demangler, loaded when the first C++ name comes; None on a system without libstdc++."""
-    try:
-        import cxxfilt
+    """`__cxa_demangle`, loaded when the first C++ name comes; None on a system without libstdc++.
 
-        cxxfilt.demangle("_Z1fv")
-    except (ImportError, OSError, AttributeError, cxxfilt.Error):
+    Called directly: importing the package cxxfilt runs ldconfig to search for the library (10 ms), and fails where
+    there is no ldconfig, as in small containers.
+    """
+    try:
+        library = ctypes.CDLL("libstdc++.so.6")
+        function = library.__cxa_demangle
+        free = ctypes.CDLL(None).free
+    except (OSError, AttributeError):
         return None
+    function.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))
+    function.restype = ctypes.c_void_p
+    free.argtypes = (ctypes.c_void_p,)
+    free.restype = None
+    status = ctypes.c_int()
 
     def demangle_one(name: str) -> str:
-        try:
-            return str(cxxfilt.demangle(name))
-        except (cxxfilt.Error, UnicodeError, ValueError):
+        place = function(name.encode(), None, None, ctypes.byref(status))
+        if not place:
             return name
+        try:
+            return ctypes.string_at(place).decode("utf-8", "backslashreplace")
+        finally:
+            free(place)
 
     return demangle_one
 
@@ -35,7 +50,10 @@ def demangle(name: str) -> str:
     >>> demangle("malloc")
     'malloc'
     """
-    if len(name) > LIMIT_CHARACTERS or not name.startswith("_Z"):
+    if len(name) > LIMIT_CHARACTERS or not name.startswith(("_Z", "_R")):
         return name
-    cxx = _cxx()
+    rust = demangle_rust(name)
+    if rust is not None:
+        return rust
+    cxx = _cxx() if name.startswith("_Z") and "\0" not in name else None
     return cxx(name) if cxx is not None else name

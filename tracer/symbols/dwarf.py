@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from array import array
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -54,7 +53,6 @@ ROOT_BYTES = 1024
 RawFrame = tuple[str, str | None, int | None]
 
 
-@dataclass(slots=True)
 class Found:
     """What DWARF knows of one address: `frames`, innermost first, all but the last inlined.
 
@@ -62,8 +60,11 @@ class Found:
     functions that no other unit can see), so that the symbol table may have a fuller name than `frames` has.
     """
 
-    frames: list[RawFrame]
-    nameless: bool
+    __slots__ = ("frames", "nameless")
+
+    def __init__(self, frames: list[RawFrame], nameless: bool) -> None:
+        self.frames = frames
+        self.nameless = nameless
 
 
 class Dwarf:
