@@ -195,6 +195,11 @@ class Trace:
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
+    @property
+    def readable_path(self) -> Path:
+        """The file that is really open: `path`, or the private copy of it."""
+        return self.path if self._folder is None else self._folder / "trace"
+
     def __enter__(self) -> Self:
         return self
 
@@ -465,6 +470,18 @@ class Trace:
                 for function, file, line in self._rows(sql, (module_id, _signed(offset)))
             ]
         return self._frames[key]
+
+    def site(self, process_id: int, node: int) -> tuple[str, str, int]:
+        """(path of the object, function, offset in the object) of a stack's innermost frame; ("", "", 0): unknown."""
+        if process_id not in self._nodes:
+            self._load_nodes(process_id)
+        nodes = self._nodes[process_id]
+        at = int(np.searchsorted(nodes.node, node))
+        frames = self.stack(process_id, node)
+        if not frames:
+            return "", "", 0
+        path, bias = self._modules.get(int(nodes.module_id[at]), ("", 0))
+        return path, frames[0].function, (int(nodes.address[at]) - bias) & _U64
 
     def addresses(self, process_id: int) -> Iterator[tuple[int, int, int]]:
         """(module_id, offset in it, address) of every node whose module is known: what symbols are wanted for."""

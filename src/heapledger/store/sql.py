@@ -1,0 +1,311 @@
+"""SQL over a trace: `events` as a table, beside the ordinary ones, for reading only.
+
+`events` is a virtual table over the compressed blocks. Only the columns that a statement names are decoded; conditions
+on process_id, seq and time leave out whole blocks. Its columns are those of `store.events`, and `process_id` and
+`kind_name`. Numbers from 2**63 up come out negative, as in every SQLite; `printf('%x', addr)` shows them right.
+
+`stack(process_id, stack)` is a function: the call stack as text, innermost first.
+
+The statement may come from anybody: the file is opened for reading only, an authorizer lets nothing pass but SELECT,
+and a deadline or an interrupt ends what takes too long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import apsw
+import numpy as np
+
+from heapledger.errors import TraceError, UsageError
+from heapledger.store import files
+from heapledger.store.events import COLUMNS, Kind
+from heapledger.store.reader import Block, Trace
+
+#: In the order `SELECT *` shows them.
+EVENT_COLUMNS = (
+    "process_id",
+    "seq",
+    "seq_exit",
+    "time",
+    "thread",
+    "kind",
+    "kind_name",
+    "addr",
+    "size",
+    "arg",
+    "arg2",
+    "word",
+    "stack",
+)
+_DECLARATION = "CREATE TABLE events ({})".format(
+    ", ".join(f"{name} {'TEXT' if name == 'kind_name' else 'INTEGER'}" for name in EVENT_COLUMNS)
+)
+#: Conditions that leave out blocks: column → the two block fields that bound it.
+_BOUNDED = {
+    "process_id": ("process_id", "process_id"),
+    "seq": ("first_seq", "last_seq"),
+    "time": ("first_ns", "last_ns"),
+}
+_KIND_NAMES = {int(kind): kind.name.lower() for kind in Kind}
+_OPERATORS = {
+    apsw.SQLITE_INDEX_CONSTRAINT_EQ: "=",
+    apsw.SQLITE_INDEX_CONSTRAINT_GT: ">",
+    apsw.SQLITE_INDEX_CONSTRAINT_GE: ">=",
+    apsw.SQLITE_INDEX_CONSTRAINT_LT: "<",
+    apsw.SQLITE_INDEX_CONSTRAINT_LE: "<=",
+}
+_ALLOWED = frozenset({apsw.SQLITE_SELECT, apsw.SQLITE_READ, apsw.SQLITE_RECURSIVE})
+_FUNCTIONS_DENIED = frozenset({"load_extension", "fts3_tokenizer", "randomblob", "zeroblob"})
+_PROGRESS_STEPS = 20_000
+
+
+def kind_name(kind: int) -> str:
+    """`malloc` for 1, `unknown 77` for a number no version has used."""
+    return _KIND_NAMES.get(kind, f"unknown {kind}")
+
+
+class _EventsModule:
+    """What SQLite asks to make the table: there is one, and it needs no CREATE."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def Connect(  # noqa: N802 (names are SQLite's)
+        self, connection: apsw.Connection, modulename: str, databasename: str, tablename: str, *args: Any
+    ) -> tuple[str, Any]:
+        return _DECLARATION, _EventsTable(self._trace)
+
+    Create = Connect
+
+
+class _EventsTable:
+    """Tells SQLite which conditions are cheap, and makes cursors."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._plans: list[tuple[list[tuple[str, str]], set[str]]] = []
+
+    def BestIndexObject(self, index: apsw.IndexInfo) -> bool:  # noqa: N802
+        conditions: list[tuple[str, str]] = []
+        for i in range(index.nConstraint):
+            column = index.get_aConstraint_iColumn(i)
+            operator = _OPERATORS.get(index.get_aConstraint_op(i))
+            name = EVENT_COLUMNS[column] if 0 <= column < len(EVENT_COLUMNS) else ""
+            if index.get_aConstraint_usable(i) and operator and name in _BOUNDED:
+                conditions.append((name, operator))
+                index.set_aConstraintUsage_argvIndex(i, len(conditions))
+                # Blocks are left out, rows are not: SQLite still checks each one.
+                index.set_aConstraintUsage_omit(i, False)
+        wanted = {EVENT_COLUMNS[i] for i in index.colUsed if i < len(EVENT_COLUMNS)}
+        index.idxNum = len(self._plans)
+        self._plans.append((conditions, wanted))
+        index.estimatedCost = 1e9 / 10 ** min(len(conditions), 4)
+        return True
+
+    def Open(self) -> _EventsCursor:  # noqa: N802
+        return _EventsCursor(self._trace, self._plans)
+
+    def Disconnect(self) -> None:  # noqa: N802
+        pass
+
+    Destroy = Disconnect
+
+
+class _EventsCursor:
+    """Walks the events, a block at a time. A row is an index into Python lists: what SQLite wants one by one."""
+
+    def __init__(self, trace: Trace, plans: list[tuple[list[tuple[str, str]], set[str]]]) -> None:
+        self._trace = trace
+        self._plans = plans
+        self._portions: Iterator[list[Any]] = iter(())
+        self._lists: list[Any] = []
+        self._at = 0
+        self._count = 0
+        self._base = 0
+
+    def Filter(self, number: int, _: str | None, values: tuple[Any, ...]) -> None:  # noqa: N802
+        conditions, wanted = self._plans[number]
+        bounds = [(name, operator, value) for (name, operator), value in zip(conditions, values, strict=True)]
+        self._portions = self._decode(bounds, wanted)
+        self._base = self._count = 0
+        self._advance()
+
+    def _decode(self, bounds: list[tuple[str, str, Any]], wanted: set[str]) -> Iterator[list[Any]]:
+        """A list per column (or one value for all rows) of each block that may hold matching rows; last: the count."""
+        columns = {("kind" if name == "kind_name" else name) for name in wanted} & COLUMNS.keys()
+        for process in self._trace.processes():
+            for block in self._trace.event_blocks(process.id):
+                if not all(_may_match(block, *bound) for bound in bounds):
+                    continue
+                for events in self._trace.events(process.id, columns or {"kind"}, block.first_seq, block.last_seq):
+                    lists: list[Any] = []
+                    for name in EVENT_COLUMNS:
+                        if name not in wanted:
+                            lists.append(None)
+                        elif name == "process_id":
+                            lists.append(_Same(process.id))
+                        elif name == "kind_name":
+                            lists.append([kind_name(kind) for kind in events.kind.tolist()])
+                        else:
+                            lists.append(getattr(events, name).astype(np.int64).tolist())
+                    yield [*lists, len(events)]
+
+    def _advance(self) -> None:
+        self._base += self._count
+        self._at = 0
+        *self._lists, self._count = next(self._portions, [0])
+
+    def Eof(self) -> bool:  # noqa: N802
+        return self._count == 0
+
+    def Next(self) -> None:  # noqa: N802
+        self._at += 1
+        if self._at == self._count:
+            self._advance()
+
+    def Column(self, number: int) -> Any:  # noqa: N802
+        if number < 0:
+            return self._base + self._at
+        values = self._lists[number]
+        return None if values is None else values[self._at]
+
+    def Rowid(self) -> int:  # noqa: N802
+        return self._base + self._at
+
+    def Close(self) -> None:  # noqa: N802
+        self._portions = iter(())
+        self._lists = []
+
+
+class _Same:
+    """A column that has one value."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __getitem__(self, _: int) -> int:
+        return self._value
+
+
+def _may_match(block: Block, name: str, operator: str, value: Any) -> bool:
+    """Whether a block can hold a row with `name operator value`."""
+    if not isinstance(value, int | float):
+        return True  # odd comparisons are left to SQLite, row by row
+    low_field, high_field = _BOUNDED[name]
+    low, high = getattr(block, low_field), getattr(block, high_field)
+    return {
+        "=": low <= value <= high,
+        ">": high > value,
+        ">=": high >= value,
+        "<": low < value,
+        "<=": low <= value,
+    }[operator]
+
+
+class Database:
+    """A trace opened for SQL. `timeout_s`: a statement that takes longer is ended with a UsageError."""
+
+    def __init__(self, trace: Trace, *, timeout_s: float | None = None) -> None:
+        self._trace = trace
+        self._timeout_s = timeout_s
+        self._deadline = float("inf")
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+        try:
+            self._connection = apsw.Connection(files.uri_of(trace.readable_path, "ro"), flags=flags)
+            self._configure()
+        except apsw.Error as error:
+            raise TraceError(f"{str(trace.path)!r} cannot be queried ({error})") from error
+
+    def _configure(self) -> None:
+        connection = self._connection
+        connection.limit(apsw.SQLITE_LIMIT_LENGTH, files.MAX_VALUE_BYTES)
+        connection.limit(apsw.SQLITE_LIMIT_ATTACHED, 0)
+        connection.pragma("trusted_schema", False)
+        connection.pragma("query_only", True)
+        connection.pragma("temp_store", 2)  # sorting a billion rows must not fill /tmp
+        connection.create_module(
+            "events",
+            _EventsModule(self._trace),
+            use_bestindex_object=True,
+            eponymous=True,
+            eponymous_only=True,
+            read_only=True,
+        )
+        connection.create_scalar_function("stack", self._stack, 2, deterministic=True)
+        connection.set_authorizer(_authorize)
+        connection.set_progress_handler(self._too_long, _PROGRESS_STEPS)
+
+    def _stack(self, *values: Any) -> str | None:
+        process_id, node = values
+        if not isinstance(process_id, int) or not isinstance(node, int):
+            return None
+        frames = self._trace.stack(process_id, node)
+        return "\n".join(frame.function or f"{frame.module}+{frame.address:#x}" for frame in frames) or None
+
+    def _too_long(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def execute(self, sql: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
+        """(names of the columns, rows as they are found). UsageError with one line for anything that is wrong."""
+        if "\0" in sql:
+            raise UsageError("SQL: a statement cannot hold a zero byte")
+        self._deadline = time.monotonic() + self._timeout_s if self._timeout_s else float("inf")
+        cursor = self._connection.cursor()
+        names: list[str] = []
+
+        def describe(made: apsw.Cursor, _sql: str, _bindings: Any) -> bool:
+            if names:
+                raise UsageError("SQL: one statement at a time")
+            names[:] = [column[0] for column in made.get_description()]
+            return True
+
+        cursor.exec_trace = describe
+        rows = self._guarded(lambda: cursor.execute(sql))
+        # The first row comes now, so that errors and names are known before anything is printed.
+        first = self._guarded(lambda: next(rows, None))
+        if not names:
+            raise UsageError("SQL: there is no statement")
+        return names, self._rows(first, rows)
+
+    def _rows(self, first: Any, rows: Any) -> Iterator[tuple[Any, ...]]:
+        while first is not None:
+            yield first
+            first = self._guarded(lambda: next(rows, None))
+
+    def _guarded(self, step: Callable[[], Any]) -> Any:
+        try:
+            return step()
+        except apsw.AuthError as error:
+            raise UsageError("SQL: a trace can only be read: SELECT is the one statement there is") from error
+        except (apsw.InterruptError, apsw.AbortError) as error:
+            raise UsageError(
+                f"SQL: the statement took longer than {self._timeout_s:g} s", hint="--timeout sets the limit"
+            ) from error
+        except apsw.Error as error:
+            raise UsageError(
+                f"SQL: {_one_line(error)}", hint="`heapledger sql --help` lists tables and columns"
+            ) from error
+
+    def close(self) -> None:
+        """The trace stays open: it is the caller's."""
+        self._connection.close(True)
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _authorize(operation: int, name: str | None, second: str | None, database: str | None, trigger: str | None) -> int:
+    """SELECT and what is part of one. The table of tables may be read: it helps to find the columns."""
+    if operation == apsw.SQLITE_FUNCTION:
+        return apsw.SQLITE_DENY if second in _FUNCTIONS_DENIED else apsw.SQLITE_OK
+    return apsw.SQLITE_OK if operation in _ALLOWED else apsw.SQLITE_DENY
