@@ -32,6 +32,9 @@ Progress = Callable[[float], None]
 Maker = Callable[[Path, int | None, Progress], "Books"]
 Key = tuple[Path, int | None]
 
+#: Stands for a process id where all processes are wanted.
+EVERY_PROCESS = -1
+
 
 class State(Enum):
     WAITING = "waiting"

@@ -46,10 +46,10 @@ def number_argument(name: str, default: int | None, low: int = 0, high: int = NU
     return int(text)
 
 
-def ask_desk(entry: Entry, patience_s: float | None = None) -> Job:
-    """The job of the process that the request's `process` names, or of the main one."""
-    patience = rooms().config.patience_s if patience_s is None else patience_s
-    job = rooms().desk.ask(entry.path, number_argument("process", None), patience_s=patience)
+def ask_desk(entry: Entry, default: int | None = None) -> Job:
+    """The job of the process that the request's `process` names, or of `default` (None: the main one)."""
+    process_id = number_argument("process", default)
+    job = rooms().desk.ask(entry.path, process_id, patience_s=rooms().config.patience_s)
     if job.error is not None:
         raise job.error
     return job

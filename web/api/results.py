@@ -11,7 +11,7 @@ from werkzeug.exceptions import BadRequest
 
 from heapledger.web.api.status import as_json
 from heapledger.web.books import Books
-from heapledger.web.desk import State
+from heapledger.web.desk import EVERY_PROCESS, State
 from heapledger.web.rooms import ask_desk, find_entry, number_argument
 
 #: More than a plotly SVG line draws swiftly.
@@ -19,19 +19,28 @@ MAX_POINTS = 4_000
 DEFAULT_POINTS = 1_000
 
 
-def answer(trace_id: str, pick: Callable[[Books], Mapping[str, Any]]) -> ResponseReturnValue:
+def answer(
+    trace_id: str, pick: Callable[[Books], Mapping[str, Any]], default: int | None = None
+) -> ResponseReturnValue:
     """What `pick` takes from the books; 202 with the status while they are being made."""
-    job = ask_desk(find_entry(trace_id))
+    job = ask_desk(find_entry(trace_id), default)
     if job.state is not State.DONE or job.books is None:
         return jsonify(as_json(job)), 202, {"Retry-After": "2"}
     return jsonify(pick(job.books))
 
 
 def report(trace_id: str) -> ResponseReturnValue:
-    at = request.args.get("at") or "exit"
-    if at not in ("exit", "peak") and not (at.isascii() and at.isdigit() and len(at) <= 18):
-        raise BadRequest("at has to be exit, peak, or the id of a snapshot.")
+    at = moment(request.args.get("at") or None)
     return answer(trace_id, lambda books: books.report_at(at))
+
+
+def moment(text: str | None) -> str | int | None:
+    """`at` as the report takes it."""
+    if text is None or text in ("exit", "peak"):
+        return text
+    if text.isascii() and text.isdigit() and len(text) <= 18:
+        return int(text)
+    raise BadRequest("at has to be exit, peak, or the id of a snapshot.")
 
 
 def timeline(trace_id: str) -> ResponseReturnValue:
@@ -47,8 +56,8 @@ def leaks(trace_id: str) -> ResponseReturnValue:
 
 
 def holes(trace_id: str) -> ResponseReturnValue:
-    return answer(trace_id, lambda books: books.holes)
+    return answer(trace_id, lambda books: books.holes_or_error())
 
 
 def verify(trace_id: str) -> ResponseReturnValue:
-    return answer(trace_id, lambda books: books.verify)
+    return answer(trace_id, lambda books: books.verify, default=EVERY_PROCESS)

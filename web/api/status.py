@@ -14,4 +14,4 @@ def as_json(job: Job) -> dict[str, object]:
 
 
 def show(trace_id: str) -> ResponseReturnValue:
-    return jsonify(as_json(ask_desk(find_entry(trace_id), patience_s=0)))
+    return jsonify(as_json(ask_desk(find_entry(trace_id))))

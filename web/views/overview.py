@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from heapledger.web.books import Books
+from heapledger.web.books import Books, Json
+from heapledger.web.units import visible
 from heapledger.web.views.agreement import AgreementView, agreement_view
 from heapledger.web.views.header import HeaderView, header_view
 from heapledger.web.views.ledger import LedgerView, ledger_view
@@ -41,14 +42,20 @@ class Overview:
     sites: tuple[SiteRow, ...]
     sites_at: str
     leaks: LeaksView
-    holes: HolesView
+    holes: HolesView | None
     agreement: AgreementView
+
+
+def moment_title(report: Json) -> str:
+    """What the moment of a report is called; without a snapshot it is the end of what is known."""
+    at = report["at"]
+    return "At the end" if at is None else LEDGER_TITLES.get(at) or visible(at)
 
 
 def overview(books: Books) -> Overview:
     main = books.report
     agreement = agreement_view(books.verify, books.process_id)
-    measured = [report for report in books.reports if report["rss_bytes"] is not None]
+    measured = [report for report in (main, books.peak) if report and report["rss_bytes"] is not None]
     heap, peak = main["heap"], main["peak"]
     return Overview(
         process_id=books.process_id,
@@ -63,11 +70,11 @@ def overview(books: Books) -> Overview:
             addresses_share=agreement.checks[0].share,
         ),
         series=series_rows(books.timeline(None, None, TABLE_POINTS)),
-        ledgers=tuple(ledger_view(r, LEDGER_TITLES.get(str(r["at"]), str(r["at"]))) for r in measured),
+        ledgers=tuple(ledger_view(report, moment_title(report)) for report in measured),
         ledger_moments=tuple(snapshot_words(report["snapshot"]) for report in measured),
         sites=site_rows(main),
-        sites_at=LEDGER_TITLES.get(str(main["at"]), "At the end").lower(),
+        sites_at=moment_title(main).lower(),
         leaks=leaks_view(books.leaks),
-        holes=holes_view(books.holes),
+        holes=holes_view(books.holes) if books.holes else None,
         agreement=agreement,
     )
