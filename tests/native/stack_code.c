@@ -1,0 +1,139 @@
+/*
+ * stack_code.c: code that comes and goes, and code without (or with rare) call frame information.
+ * argv: what, and for "reload" the two plugins.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "../../preload/spool.h"
+#include "../../preload/stack.h"
+#include "stack_test.h"
+
+/* CFI through rbx: only a walk with all registers can do this. */
+void call_by_rbx(void (*call)(void));
+/* The same with the CFA computed by an expression: rbx + 16. */
+void call_by_expression(void (*call)(void));
+/* No CFI at all, with a frame pointer; and with rbp used for something else. */
+void call_without_cfi(void (*call)(void));
+void call_without_frame(void (*call)(void));
+__asm__(".text\n"
+        ".globl call_by_rbx\ncall_by_rbx:\n.cfi_startproc\n"
+        "push %rbx\n.cfi_def_cfa_offset 16\n.cfi_offset %rbx, -16\nmov %rsp, %rbx\n.cfi_def_cfa_register %rbx\n"
+        "sub $200, %rsp\nand $-64, %rsp\ncall *%rdi\nmov %rbx, %rsp\n.cfi_def_cfa_register %rsp\npop %rbx\n"
+        ".cfi_def_cfa_offset 8\nret\n.cfi_endproc\n"
+        ".globl call_by_expression\ncall_by_expression:\n.cfi_startproc\n"
+        "push %rbx\n.cfi_def_cfa_offset 16\n.cfi_offset %rbx, -16\nmov %rsp, %rbx\n"
+        ".cfi_escape 0x0f, 0x02, 0x73, 0x10\n" /* DW_CFA_def_cfa_expression: DW_OP_breg3 16 */
+        "sub $200, %rsp\nand $-64, %rsp\ncall *%rdi\nmov %rbx, %rsp\n.cfi_def_cfa %rsp, 16\npop %rbx\n"
+        ".cfi_def_cfa_offset 8\nret\n.cfi_endproc\n"
+        ".globl call_without_cfi\ncall_without_cfi:\n"
+        "push %rbp\nmov %rsp, %rbp\nsub $64, %rsp\ncall *%rdi\nleave\nret\n"
+        ".globl call_without_frame\ncall_without_frame:\n"
+        "push %rbp\nmov $3, %ebp\ncall *%rdi\npop %rbp\nret\n");
+
+static uint32_t last;
+static volatile unsigned sink;
+static void record(void) { stack_here(); sink++; }
+static void record_only(void) { last = stack_only(); sink++; }
+
+__attribute__((noinline)) static void nest(void (*through)(void (*)(void)), void (*call)(void), unsigned left)
+{
+    volatile char room[48];
+    room[0] = 1;
+    if (left > 0)
+        nest(through, call, left - 1);
+    else
+        through(call);
+    sink += room[0];
+}
+
+static int expect(int condition, const char *what)
+{
+    if (!condition)
+        fprintf(stderr, "expected: %s\n", what);
+    return !condition;
+}
+
+static int rare(void)
+{
+    for (unsigned i = 0; i < 50; i++) {
+        nest(call_by_rbx, record, i % 6);
+        nest(call_by_expression, record, i % 6);
+    }
+    struct stack_counters counters;
+    stack_counters(&counters);
+    return expect(counters.full == 100, "every walk needed all registers") + stack_test_report();
+}
+
+/* Innermost first: record_only, the code without CFI, nest (left + 1 times), then main and libc. */
+static int check_guess(unsigned left)
+{
+    uint64_t ips[64];
+    unsigned count = trie_path(last, ips, 64), nests = 0;
+    for (unsigned i = 2; i < count && ips[i] - (uintptr_t)nest < 200; i++)
+        nests++;
+    return expect(count > left + 4, "the walk goes on behind the code without CFI") +
+           expect(nests == left + 1, "each caller is there once") +
+           expect(count == 64 || ips[count - 1] != HL_IP_LOST, "it reaches the outermost frame");
+}
+
+static int guesses(void)
+{
+    int wrong = 0;
+    static const unsigned char code[] = {0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x40, 0xff, 0xd7, 0xc9, 0xc3};
+    void *jit = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memcpy(jit, code, sizeof code); /* the same as call_without_cfi */
+    void (*jitted)(void (*)(void));
+    memcpy(&jitted, &jit, sizeof jitted);
+    for (unsigned i = 0; i < 30; i++) {
+        nest(call_without_cfi, record_only, i % 7);
+        wrong += check_guess(i % 7);
+        nest(jitted, record_only, i % 7);
+        wrong += check_guess(i % 7);
+        uint64_t ips[8];
+        nest(call_without_frame, record_only, i % 7);
+        unsigned count = trie_path(last, ips, 8);
+        wrong += expect(count == 3 && ips[2] == HL_IP_LOST, "a frame that cannot be guessed is lost, and says so");
+    }
+    return wrong != 0;
+}
+
+/* Two libraries with other code at the same addresses. */
+static int reload(const char *first, const char *second)
+{
+    uintptr_t seen = 0;
+    unsigned same = 0;
+    for (unsigned i = 0; i < 40; i++) {
+        void *library = dlopen(i % 2 ? second : first, RTLD_NOW);
+        if (library == NULL) {
+            fprintf(stderr, "%s\n", dlerror());
+            return 64;
+        }
+        int (*calls)(void (*)(void));
+        *(void **)&calls = dlsym(library, "plugin_calls");
+        for (unsigned k = 0; k < 5; k++)
+            calls(record);
+        same += seen == (uintptr_t)calls;
+        seen = (uintptr_t)calls;
+        dlclose(library);
+        stack_flush();
+    }
+    return expect(same > 30, "the libraries are loaded at the same address") + stack_test_report();
+}
+
+int main(int argc, char **argv)
+{
+    const char *what = argc > 1 ? argv[1] : "";
+    stack_test_init(128);
+    if (!strcmp(what, "rare"))
+        return rare();
+    if (!strcmp(what, "guesses"))
+        return guesses();
+    if (!strcmp(what, "reload") && argc == 4)
+        return reload(argv[2], argv[3]);
+    return 64;
+}
