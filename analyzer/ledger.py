@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from heapledger.analyzer.glibc.states import ChunkState
 from heapledger.analyzer.kernel.residency import Residency, from_vmas
-from heapledger.analyzer.kernel.vma import Vma
+from heapledger.analyzer.kernel.vma import Vma, sane
 from heapledger.analyzer.owners import Claims, OwnerKind, Piece, tile
 from heapledger.analyzer.replay import ChunkTable, LiveTable
 from heapledger.store.residency import Category
@@ -282,7 +282,7 @@ def balance(
     `own_since`: start times (ns) of the process and, for a fork's child, of its parent and so on: a block allocated
     before own_since[0] has a stack of the parent's.
     """
-    ordered = _sane(vmas)
+    ordered = sane(vmas)
     residency, estimated = from_vmas(ordered, page_size=page_size)
     copies, _ = from_vmas(ordered, page_size=page_size, categories=(int(Category.ANON),))
     spans = spans_of(state, page_size)
@@ -291,15 +291,6 @@ def balance(
     merged = _merge(owners)
     notes = ["The kernel gave no page map: pages are spread evenly over their mapping."] if estimated else []
     return Ledger(residency.total_bytes, merged, sites, estimated, notes + claims.notes)
-
-
-def _sane(vmas: Sequence[Vma]) -> list[Vma]:
-    """By ascending address, without mappings that are empty or lie on top of another (only in damaged files)."""
-    kept: list[Vma] = []
-    for vma in sorted(vmas, key=lambda v: v.start):
-        if vma.start < vma.end and (not kept or vma.start >= kept[-1].end):
-            kept.append(vma)
-    return kept
 
 
 def _book_spans(spans: Spans, residency: Residency, own_since: Sequence[int]) -> tuple[list[Owner], list[LiveSites]]:

@@ -108,6 +108,8 @@ class Claims:
     heap_start: int = 0  #: of the main heap; 0: none
     heap_end: int = 0
     arena_blocks: Sequence[int] = ()  #: ascending addresses of live blocks of arenas that are not modelled
+    #: Anonymous memory there was before the program's first call, [start, end) each; None: nobody looked then.
+    at_start: Sequence[tuple[int, int]] | None = None
     page_size: int = PAGE
     notes: list[str] = field(default_factory=list)
 
@@ -200,6 +202,7 @@ def _layers(claims: Claims, vmas: Sequence[Vma]) -> list[_Layer]:
         _Layer(_bss(claims)),
         _Layer(mapped),
         _Layer(_main_tls(claims, vmas)),
+        _Layer(_Claim(start, end, OwnerKind.LOADER, "ld.so") for start, end in claims.at_start or ()),
     ]
 
 
@@ -256,7 +259,8 @@ def _rest_of(vma: Vma, index: int, vmas: Sequence[Vma], claims: Claims) -> tuple
         return OwnerKind.FOREIGN_SBRK, ""
     if _is_arena_heap(vma, index, vmas, claims.arena_blocks):
         return OwnerKind.ARENA_UNMODELLED, ""
-    if vma.end - vma.start <= _LOADER_MAX and not vma.path and _between_objects(vma, claims.modules):
+    small = claims.at_start is None and not vma.path and vma.end - vma.start <= _LOADER_MAX
+    if small and _between_objects(vma, claims.modules):
         return OwnerKind.LOADER, "ld.so"
     return OwnerKind.UNEXPLAINED, vma.path or "anonymous"
 

@@ -24,7 +24,7 @@ from heapledger.analyzer.holes import Holes, find_holes
 from heapledger.analyzer.kernel import maps_check
 from heapledger.analyzer.kernel.mappings import Mappings
 from heapledger.analyzer.kernel.residency import from_vmas
-from heapledger.analyzer.kernel.vma import Vma
+from heapledger.analyzer.kernel.vma import Vma, sane
 from heapledger.analyzer.leaks.not_freed import not_freed
 from heapledger.analyzer.ledger import HeapState, adopted_addresses, balance
 from heapledger.analyzer.owners import Claims, ModuleSpan, ThreadSpan
@@ -35,7 +35,9 @@ from heapledger.store.pyramid import Pyramid
 from heapledger.store.reader import Trace
 
 #: Results made by another version are thrown away and made anew.
-ANALYZER_VERSION = "1"
+ANALYZER_VERSION = "2"
+#: The reason of the snapshot of the maps as the shim found them.
+START = "start"
 #: More snapshots on request than this are looked at only when asked for by id.
 _REQUESTED_SNAPSHOTS = 16
 #: Chains of forks longer than this are not followed back (each level is a copy of the heap's state).
@@ -282,10 +284,21 @@ def _pass(
 
 
 def _chosen(snapshots: Sequence[Any], extra: int | None) -> list[Any]:
-    """The snapshots to look at: all but requested ones, the latest of these, and `extra`."""
+    """The snapshots to look at: all but requested ones, the latest of these, and `extra`.
+
+    "start" is the maps before the first call, without pages: `_maps_at_start` uses it.
+    """
     requested = [s for s in snapshots if s.reason == "request"]
     dropped = {s.id for s in requested[:-_REQUESTED_SNAPSHOTS]} - {extra}
-    return [s for s in snapshots if s.id not in dropped]
+    return [s for s in snapshots if s.id not in dropped and s.reason != START]
+
+
+def _maps_at_start(trace: Trace, chain: Sequence[Any]) -> list[tuple[int, int]] | None:
+    """Anonymous memory before the first call of the program (a fork's child: of the one it descends from)."""
+    found = trace.snapshot(chain[0].id, START)
+    if found is None:
+        return None
+    return [(vma.start, vma.end) for vma in read_vmas(trace, found.id) if vma.is_anonymous and not vma.path]
 
 
 def _at_snapshot(trace: Trace, row: Any, chain: Sequence[Any], walk: _Walk, snapshot: Any, results: _Results) -> None:
@@ -293,7 +306,7 @@ def _at_snapshot(trace: Trace, row: Any, chain: Sequence[Any], walk: _Walk, snap
     page_size = _page_size(row)
     vmas = read_vmas(trace, snapshot.id)
     state = walk.heap_state()
-    claims = _claims(trace, row, snapshot, walk, state)
+    claims = _claims(trace, row, chain, snapshot, walk, state)
     own_since = _own_since(chain)
     ledger = balance(vmas, state, claims, own_since=own_since, page_size=page_size)
     residency, _ = from_vmas(vmas, page_size=page_size)
@@ -351,7 +364,7 @@ def _own_since(chain: Sequence[Any]) -> list[int]:
     return [int(p.start_ns) for p in reversed(chain)]
 
 
-def _claims(trace: Trace, row: Any, snapshot: Any, walk: _Walk, state: HeapState) -> Claims:
+def _claims(trace: Trace, row: Any, chain: Sequence[Any], snapshot: Any, walk: _Walk, state: HeapState) -> Claims:
     """What the trace knows of memory beside malloc's at a snapshot."""
     seq = snapshot.seq
     modules = [
@@ -373,6 +386,7 @@ def _claims(trace: Trace, row: Any, snapshot: Any, walk: _Walk, state: HeapState
         heap_start=state.heap_start,
         heap_end=state.heap_end,
         arena_blocks=adopted_addresses(state).tolist(),
+        at_start=_maps_at_start(trace, chain),
         page_size=_page_size(row),
     )
 
@@ -388,7 +402,7 @@ def read_vmas(trace: Trace, snapshot_id: int) -> list[Vma]:
                 pages, category,
             )
         )  # fmt: skip
-    return sorted(vmas, key=lambda vma: vma.start)
+    return sane(vmas)
 
 
 def _store(trace: Trace, row: Any, results: _Results) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,3 +65,15 @@ class Vma:
     @property
     def is_kernel(self) -> bool:
         return self.path.startswith(("[vdso", "[vvar", "[vsyscall", "[uprobes"))
+
+
+def sane(vmas: Iterable[Vma]) -> list[Vma]:
+    """By ascending address, without [vsyscall], and mappings that are empty or on top of another (in damaged files).
+
+    [vsyscall] lies in the kernel's half of the address space, and in no process's Rss.
+    """
+    kept: list[Vma] = []
+    for vma in sorted(vmas, key=lambda v: v.start):
+        if vma.start < vma.end < 1 << 63 and (not kept or vma.start >= kept[-1].end):
+            kept.append(vma)
+    return kept

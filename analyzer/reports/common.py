@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from heapledger.analyzer.facts import Names
-from heapledger.analyzer.session import Analysis, fork_chain
+from heapledger.analyzer.session import START, Analysis, fork_chain
 from heapledger.analyzer.sites import site_name, stack_json
 from heapledger.errors import NotMeasuredError, UsageError
 from heapledger.store.reader import Trace
@@ -75,8 +75,10 @@ def end_snapshot(snapshots: list[Any]) -> Any | None:
 def choose_snapshot(snapshots: list[Any], at: str | int | None) -> Any | None:
     """The snapshot that `--at` means. None (at None only): there is none at all.
 
-    None: at exit, else the highest, else the last one. "peak": the one with the highest RSS, whatever it was taken for.
+    None: at exit, else the highest. "peak": the one with the highest RSS, whatever it was taken for. The maps at the
+    start have no pages and are never meant.
     """
+    snapshots = [s for s in snapshots if s.reason != START]
     if at is None:
         return end_snapshot(snapshots) or (_highest(snapshots) if snapshots else None)
     if at == "exit":

@@ -24,7 +24,8 @@ def build(trace: Trace, analysis: Analysis, *, at: str | int | None = None, top:
             hint="A trace made by `heapledger run` has snapshots; `heapledger timeline` shows hole bytes without one.",
         )
     names = common.names_of(trace, row)
-    time = snapshot.time_ns
+    # The process may have ended a while before its pages were looked at: it was held.
+    time = min(snapshot.time_ns, row.end_ns if row.end_ns is not None else snapshot.time_ns)
     listed = sorted(
         [*found["holes"], *([found["top"]] if found["top"] else [])],
         key=lambda h: (-h["resident_bytes"], -h["bytes"], h["address"]),
@@ -80,8 +81,9 @@ def _pinned_site(pinned: dict[str, Any], names: Names) -> dict[str, Any]:
 
 def render(report: dict[str, Any], page: Page, *, rows: int = 10) -> None:
     """The report for people."""
+    holes = f"{report['count']:,} {'hole' if report['count'] == 1 else 'holes'}"
     page.line(
-        f"{report['count']:,} holes {moment(report)}: {size(report['total_bytes'])} free inside the heap, "
+        f"{holes} {moment(report)}: {size(report['total_bytes'])} free inside the heap, "
         f"{size(report['total_resident_bytes'])} of it resident",
         style="bold",
     )
@@ -126,7 +128,7 @@ def _render_break_pin(report: dict[str, Any], page: Page) -> None:
     if pin is None:
         return
     page.line(
-        f"The break is kept up by a block of {pin['bytes']:,} bytes, {duration(pin['age_ns'])} old, with "
-        f"{size(pin['holes_below_bytes'])} of holes below it:"
+        f"The break is kept up by a block of {pin['bytes']:,} bytes, {duration(pin['age_ns'])} old "
+        f"({size(pin['holes_below_bytes'])} of holes below it):"
     )
     page.line("  " + callers(pin["stack"], pin["site"]))

@@ -8,12 +8,18 @@ from typing import Any
 from heapledger.analyzer.facts import Names
 from heapledger.analyzer.reports import common
 from heapledger.analyzer.reports.text import Page, duration, exact_percent, percent, shorten, size
-from heapledger.analyzer.session import Analysis
+from heapledger.analyzer.session import START, Analysis
 from heapledger.analyzer.sites import base_name
 from heapledger.store.reader import Trace
 
 #: A thread's kernel stack (x86-64): computed, not measured (kernel-memory.md §4).
 _KERNEL_STACK = 16 << 10
+
+#: Outermost functions that say nothing: the C library's way to main, and to a thread's function.
+_STARTERS = frozenset(
+    ("_start", "__libc_start_main", "__libc_start_main_impl", "__libc_start_call_main", "start_thread", "clone3",
+     "__clone3", "__clone", "clone")
+)  # fmt: skip
 
 #: Kind → words of the text report, in the order of the priority list.
 LABELS = {
@@ -49,7 +55,7 @@ LABELS = {
 def build(trace: Trace, analysis: Analysis, *, at: str | int | None = None, top: int | None = 100) -> dict[str, Any]:
     """The report as JSON. `at`: "exit", "peak", "request", a snapshot's id, or None for the best there is."""
     row = analysis.process
-    snapshots = trace.snapshots(row.id)
+    snapshots = [s for s in trace.snapshots(row.id) if s.reason != START]
     snapshot = common.choose_snapshot(snapshots, at)
     ledger = analysis.ledger(snapshot.id) if snapshot is not None else None
     names = common.names_of(trace, row)
@@ -284,9 +290,10 @@ def _render_head(report: dict[str, Any], page: Page) -> None:
         f" (highest {size(peak['live_bytes'])} at {duration(peak['live_time_ns'])})"
     )
     heap = report["heap"]
+    page.line(f"Heap: {size(heap['heap_bytes'])} by brk, {size(heap['mmapped_bytes'])} in large blocks of their own;")
     page.line(
-        f"Heap: {size(heap['heap_bytes'])} by brk, {size(heap['mmapped_bytes'])} in large blocks; of these "
-        f"{size(heap['hole_bytes'])} holes, {size(heap['cached_bytes'])} cached, {size(heap['top_bytes'])} top"
+        f"      free in it: {size(heap['hole_bytes'])} holes, {size(heap['cached_bytes'])} cached, "
+        f"{size(heap['top_bytes'])} top"
     )
 
 
@@ -422,11 +429,19 @@ def _render_sites(report: dict[str, Any], page: Page, top: int) -> None:
 
 def callers(stack: Sequence[dict[str, Any]], site: str, count: int = 3) -> str:
     """A site and who called it: `parse (json.c:41) < load < main`."""
-    functions = [frame["function"] for frame in stack]
+    functions = [frame["function"] for frame in trimmed(stack)]
     name = site.partition(" (")[0]
     start = functions.index(name) + 1 if name in functions else 1
     above = [f.partition("(")[0] for f in functions[start:] if f]
     return " < ".join([site, *above[: count - 1]])
+
+
+def trimmed(stack: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """A stack without the frames that start every program, unless there is nothing else."""
+    end = len(stack)
+    while end > 1 and stack[end - 1]["function"].partition("@")[0] in _STARTERS:
+        end -= 1
+    return stack[:end]
 
 
 def _render_next(report: dict[str, Any], page: Page, file: str) -> None:
@@ -434,12 +449,13 @@ def _render_next(report: dict[str, Any], page: Page, file: str) -> None:
     hints = []
     heap = report["heap"]
     if heap["hole_bytes"] > max(heap["heap_bytes"] // 10, 65536):
-        hints.append(f"heapledger holes {file}     what keeps {size(heap['hole_bytes'])} of free memory in the heap")
+        hints.append(("holes", f"what keeps {size(heap['hole_bytes'])} of free memory in the heap"))
     if heap["live_blocks"]:
-        hints.append(f"heapledger leaks {file}     what was never freed, with whole stacks")
+        hints.append(("leaks", "what was never freed, with whole stacks"))
     if report["model"]["forced"]:
-        hints.append(f"heapledger verify {file}    where the model and the program differ")
-    hints.append(f"heapledger serve {file}     the same, in the browser")
+        hints.append(("verify", "where the model and the program differ"))
+    hints.append(("serve", "all of this in the browser"))
     page.heading("Next")
-    for hint in hints:
-        page.line("  " + hint)
+    for name, words in hints:
+        page.line(f"  heapledger {name} {file}")
+        page.line(f"      {words}", style="dim")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _SPARKS = "▁▂▃▄▅▆▇█"
 _ASCII_SPARKS = "_.:-=+*#"
+#: A column of text is not cut below this.
+_LEAST_WIDTH = 12
 
 
 def size(count: int | float | None) -> str:
@@ -39,12 +41,12 @@ def duration(ns: int | None) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 1; never `100 %` unless it is all, and never `0.0 %` unless it is nothing."""
+    """A share of 1; never `100 %` unless it is all, and never `0 %` unless it is nothing."""
     if share >= 1:
         return "100 %"
     if share <= 0:
         return "0 %"
-    return f"{min(max(share * 100, 0.1), 99.9):.1f} %"
+    return "<0.1 %" if share < 0.001 else f"{min(share * 100, 99.9):.1f} %"
 
 
 def exact_percent(part: int, whole: int) -> str:
@@ -101,11 +103,6 @@ class Page:
         encoding = self.console.encoding
         return text.encode(encoding, "backslashreplace").decode(encoding) if self.plain else text
 
-    def text(self, text: str, style: str = "") -> Text:
-        return Text(
-            self._encodable(safe(text)), style=style, no_wrap=True, overflow="ellipsis" if not self.plain else "crop"
-        )
-
     def line(self, text: str = "", style: str = "") -> None:
         """One paragraph, wrapped at the console's width."""
         self.console.print(Text(self._encodable(safe(text)), style=style), soft_wrap=False)
@@ -132,32 +129,45 @@ class Page:
         return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
 
     def spark(self, values: Sequence[float], top: float) -> str:
-        """A line of small bars; a blank where there is no value (None is passed as a negative number)."""
+        """A line of small bars; a blank where there is nothing (or no value: a negative number)."""
         ramp = _ASCII_SPARKS if self.plain else _SPARKS
         cells = []
         for value in values:
             level = 0 if top <= 0 else min(int(value / top * len(ramp)), len(ramp) - 1)
-            cells.append(" " if value < 0 else ramp[level])
+            cells.append(" " if value <= 0 else ramp[level])
         return "".join(cells)
 
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, styles: dict[int, str] | None = None
     ) -> None:
-        """Rows under small headings. A heading that begins with `>` marks a column of numbers."""
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(c.strip(">") for c in columns))
-        for index, column in enumerate(columns):
-            right = column.startswith(">")
-            last = index == len(columns) - 1
-            table.add_column(
-                Text(column.lstrip(">")),
-                justify="right" if right else "left",
-                no_wrap=True,
-                overflow="crop" if self.plain else "ellipsis",
-                header_style="dim",
-                style=(styles or {}).get(index, ""),
-                # Numbers are never cut: the text columns give way.
-                min_width=None if last or not right else 4,
-            )
-        for row in rows:
-            table.add_row(*(self.text(cell) for cell in row))
-        self.console.print(table)
+        """Rows under small headings. A heading that begins with `>` marks a column of numbers: these are never cut.
+
+        What does not fit is cut off the last column of text.
+        """
+        cells = [[self._encodable(safe(cell)) for cell in row] for row in rows]
+        heads = [column.lstrip(">") for column in columns]
+        widths = [max(cell_len(text) for text in column) for column in zip(heads, *cells, strict=True)]
+        flexible = [i for i, column in enumerate(columns) if not column.startswith(">")]
+        too_wide = sum(widths) + 2 * (len(widths) - 1) - self.width
+        for index in reversed(flexible):
+            cut = min(max(too_wide, 0), max(widths[index] - _LEAST_WIDTH, 0))
+            widths[index] -= cut
+            too_wide -= cut
+        right = [column.startswith(">") for column in columns]
+        if any(heads):
+            self.console.print(_row(heads, widths, right, ["dim"] * len(heads)))
+        row_styles = [(styles or {}).get(i, "") for i in range(len(heads))]
+        for row in cells:
+            self.console.print(_row(row, widths, right, row_styles))
+
+
+def _row(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool], styles: Sequence[str]) -> Text:
+    """One line of a table, without trailing blanks."""
+    line = Text(no_wrap=True, overflow="ignore")
+    for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        text = cell if cell_len(cell) <= width else set_cell_size(cell, width - 3) + "..."
+        space = " " * (width - cell_len(text))
+        line.append("  " if index else "")
+        line.append(space + text if right[index] else text + space, styles[index])
+    line.rstrip()
+    return line

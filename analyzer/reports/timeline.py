@@ -6,7 +6,7 @@ from typing import Any
 
 from heapledger.analyzer.reports import common
 from heapledger.analyzer.reports.text import Page, duration, size
-from heapledger.analyzer.session import Analysis
+from heapledger.analyzer.session import START, Analysis
 from heapledger.analyzer.timeline import MODEL_SERIES, SAMPLE_SERIES
 from heapledger.store.pyramid import Buckets
 from heapledger.store.reader import Trace
@@ -49,6 +49,7 @@ def build(
         "snapshots": [
             {"id": s.id, "reason": s.reason, "time_ns": s.time_ns, "rss_bytes": s.rss_bytes}
             for s in trace.snapshots(row.id)
+            if s.reason != START
         ],
         "notes": common.common_notes(analysis),
     }
