@@ -86,6 +86,10 @@ class Clock:
             self._rate = 1e9 / _frequency_hz()
         return self._rate or 0.0
 
+    def tick_at(self, ns: int) -> int:
+        """The tick at a moment of CLOCK_MONOTONIC."""
+        return (self.start_tsc + round((ns - self.start_ns) / self._ns_per_cycle())) >> self.tick_shift
+
     def times(self, ticks: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """ns since the session began; never before it."""
         cycles = (ticks << np.uint64(self.tick_shift)).view(np.int64) - self.start_tsc

@@ -14,7 +14,7 @@ from typing import Any
 from heapledger.errors import SpoolError
 from heapledger.store.writer import TraceWriter
 from heapledger.tracer import spool
-from heapledger.tracer.image import Image
+from heapledger.tracer.image import Image, Written
 from heapledger.tracer.resolve import Addresses
 from heapledger.tracer.watch import Watch, WatchOptions
 
@@ -70,6 +70,7 @@ class Collector:
         main: Exit,
         live: bool = True,
         keep_spool: bool = False,
+        written: dict[str, Written] | None = None,
     ) -> None:
         self.folder = folder
         self.writer = writer
@@ -78,6 +79,7 @@ class Collector:
         self.main = main
         self.live = live
         self.keep_spool = keep_spool
+        self.written = written or {}
         self.addresses = Addresses()
         self.totals = Totals()
         self._followed: dict[str, _Followed] = {}
@@ -87,7 +89,7 @@ class Collector:
         self._spool_mtime = -1
         self._poll = select.poll()
         self._by_fd: dict[int, str] = {}
-        self._flush_due_ns = time.monotonic_ns() + FLUSH_NS
+        self._flush_due_ns = time.monotonic_ns() + FLUSH_NS // 10
         self._beating = threading.Event()
         self._beat_thread: threading.Thread | None = None
 
@@ -120,7 +122,7 @@ class Collector:
         taken = 0
         for name, followed in list(self._followed.items()):
             taken += self._look_at(followed, now)
-            if name in gone or followed.watch is None:
+            if name in gone or (followed.watch is None and self.live):
                 self._end(followed)
         if now >= self._flush_due_ns:
             self.writer.flush()
@@ -129,6 +131,8 @@ class Collector:
 
     def _look_at(self, followed: _Followed, now: int) -> int:
         image = followed.image
+        if not self.live:
+            return 0
         image.control.set("heartbeat_ns", now)
         taken = image.drain(now)
         if followed.watch is None:
@@ -200,13 +204,19 @@ class Collector:
     def _adopt(self, image: Image) -> None:
         name = image.name
         self._seen.add(name)
-        start, parent_id = self._origin(image)
-        self._ids[name] = image.register(start=start, parent_id=parent_id)
+        if name in self.written:
+            self._ids[name] = image.resume(self.written[name])
+        else:
+            start, parent_id = self._origin(image)
+            self._ids[name] = image.register(start=start, parent_id=parent_id)
+        if not self.live:
+            image.rewind()
         self._latest[image.pid] = name
         self.totals.processes += 1
         followed = _Followed(image, self._watch(image))
         self._followed[name] = followed
-        image.control.set("heartbeat_ns", time.monotonic_ns())
+        if self.live:
+            image.control.set("heartbeat_ns", time.monotonic_ns())
         if followed.watch is not None:
             followed.watch.start_maps()
             self._poll.register(followed.watch.pidfd, select.POLLIN)
@@ -300,10 +310,15 @@ class Collector:
     def finish(self) -> None:
         """No more rounds: images that still run are told to stop recording and end as "running"."""
         for followed in list(self._followed.values()):
-            alive = followed.watch is not None and followed.image.name not in self._gone()
+            alive = self._is_alive(followed)
             if alive:
                 followed.image.stop()
             self._end(followed, running=alive)
+
+    def _is_alive(self, followed: _Followed) -> bool:
+        if followed.watch is None:
+            return not self.live and _maps_control(followed.image)
+        return followed.image.name not in self._gone()
 
     def abandon(self) -> None:
         """The trace file cannot be written any more: the programs run on without us."""

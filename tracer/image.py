@@ -47,6 +47,18 @@ class _ThreadState:
     row: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Written:
+    """What a trace file already holds of an image (recover)."""
+
+    process_id: int
+    last_seq: int
+    last_ns: int
+    events: int
+    returned: int
+    notes: list[str]
+
+
 class Image:
     """The spool folder PID.N of one process image."""
 
@@ -82,6 +94,7 @@ class Image:
         self.open_calls = 0
         self.damaged = 0
         self.last_seq = 0
+        self.written_before = 0  # events up to this number were written by a collector before us
         self.last_ns = 0
         self.released = False
         self._bad_rings: set[int] = set()
@@ -111,6 +124,31 @@ class Image:
         )
         self._write_modules(list(self.modules))
         return self.process_id
+
+    def resume(self, written: Written) -> int:
+        """Goes on where another collector was cut off; its rings are read again as far as they still hold anything."""
+        self.process_id = written.process_id
+        self.last_seq, self.last_ns = written.last_seq, written.last_ns
+        self.written_before = written.last_seq
+        self.events = written.events
+        self.numbers_seen = written.events + written.returned
+        self.open_calls = written.events - written.returned
+        self.notes = list(written.notes)
+        self.read_log()
+        self._write_modules(list(self.modules))
+        return self.process_id
+
+    def rewind(self) -> None:
+        """Reads rings from their beginning, where they were never filled up: what another collector had taken and not
+        written is still there. Other rings go on behind what was taken, with the time of its last heartbeat."""
+        self._find_rings()
+        beat = self.control.get("heartbeat_ns") or self.control.get("start_ns")
+        for ring in self.rings.values():
+            if ring.get("head") <= ring.capacity and ring.get("generation") <= 1:
+                ring.position = 0
+            elif ring.position:
+                ring.carry.tick = self.clock.tick_at(beat)
+                ring.carry.seq = max(1, self.control.get("seq"))
 
     @property
     def state(self) -> int:
@@ -205,7 +243,7 @@ class Image:
         if int(seq[0]) <= self.last_seq or int(seq[-1]) >= self.control.get("seq") or not np.all(seq[1:] > seq[:-1]):
             good = (seq > self.last_seq) & (seq < self.control.get("seq"))
             good[1:] &= seq[1:] != seq[:-1]
-            self.damaged += int((~good).sum())
+            self.damaged += int((~good & (seq > self.written_before)).sum())
             events = events.take(good)
         if len(events) and int(events.stack.max()) >= max(1, self.nodes.taken):
             beyond = events.stack >= self.nodes.taken

@@ -339,7 +339,7 @@ class _Run:
             return
         from heapledger.tracer.resolve import resolve
 
-        progress = None if self.options.quiet or not os.isatty(2) else _progress
+        progress = None if self.options.quiet or not os.isatty(2) else draw_progress
         try:
             resolve(collector.addresses, writer, progress)
         except HeapledgerError:
@@ -348,7 +348,7 @@ class _Run:
             self.problems.append(f"symbols could not be resolved: {type(error).__name__}: {error}")
         finally:
             if progress is not None:
-                os.write(2, b"\r\x1b[K")
+                clear_progress()
 
     def _give_up(self, error: Exception, collector: Any, writer: Any) -> None:
         self.tracing = False
@@ -390,11 +390,16 @@ def _summary(totals: Any, output: Path) -> str:
     return f"{totals.events:,} events{processes}{lost} → {output}"
 
 
-def _progress(done: int, total: int) -> None:
+def draw_progress(done: int, total: int) -> None:
     """A bar on the terminal, redrawn in place."""
     filled = 30 * done // max(1, total)
     bar = "━" * filled + " " * (30 - filled)
     os.write(2, f"\rheapledger: symbols {bar} {done:,} of {total:,}\x1b[K".encode())
+
+
+def clear_progress() -> None:
+    """Wipes the bar."""
+    os.write(2, b"\r\x1b[K")
 
 
 def end_as(status: int) -> None:
