@@ -21,8 +21,8 @@ from heapledger.analyzer.kernel.vma import Vma
 from heapledger.analyzer.leaks.not_freed import NotFreed
 from heapledger.analyzer.ledger import HeapState, Ledger, Owner
 from heapledger.analyzer.owners import OwnerKind
-from heapledger.analyzer.sites import fingerprint, site_index, site_name
-from heapledger.store.reader import StackFrame, Trace
+from heapledger.analyzer.sites import Frame, fingerprint, site_index, site_name
+from heapledger.store.reader import Trace
 
 #: Call sites kept by name, in a ledger; the rest is one sum.
 MAX_SITES = 5000
@@ -38,10 +38,24 @@ class Names:
     def __init__(self, trace: Trace, chain: Sequence[Any]) -> None:
         self._trace = trace
         self._ids = [p.id for p in reversed(chain)]
+        self._biases: dict[int, dict[str, int]] = {}
 
-    def frames(self, origin: int, node: int) -> list[StackFrame]:
+    def frames(self, origin: int, node: int) -> list[Frame]:
         """Innermost first; [] where nothing is known."""
-        return self._trace.stack(self._ids[origin], node) if node and 0 <= origin < len(self._ids) else []
+        if not node or not 0 <= origin < len(self._ids):
+            return []
+        process_id = self._ids[origin]
+        biases = self._biases.get(process_id)
+        if biases is None:
+            biases = self._biases[process_id] = {m.path: m.bias for m in self._trace.modules(process_id)}
+        return [
+            Frame(f.function, f.file, f.line, f.module, f.address, f.inlined, _offset(f.address, biases.get(f.module)))
+            for f in self._trace.stack(process_id, node)
+        ]
+
+
+def _offset(address: int, bias: int | None) -> int | None:
+    return None if bias is None or address < bias else address - bias
 
 
 def ledger_fact(
@@ -86,7 +100,7 @@ def _sites(ledger: Ledger, names: Names) -> tuple[list[dict[str, Any]], dict[str
             frame = frames[site_index(frames)] if frames else None
             key = (
                 (frame.function, frame.file, frame.line, frame.module) if frame is not None and frame.function
-                else (frame.address, frame.module) if frame is not None
+                else (frame.offset or frame.address, frame.module) if frame is not None
                 else ()
             )  # fmt: skip
             site = merged.get(key)

@@ -5,24 +5,21 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 
-class FrameLike(Protocol):
-    """What a resolved frame has: `store.reader.StackFrame`."""
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A resolved frame: as `store.reader.StackFrame`, with the address's place in its object."""
 
-    @property
-    def function(self) -> str: ...
-    @property
-    def file(self) -> str | None: ...
-    @property
-    def line(self) -> int | None: ...
-    @property
-    def module(self) -> str: ...
-    @property
-    def address(self) -> int: ...
-    @property
-    def inlined(self) -> bool: ...
+    function: str
+    file: str | None
+    line: int | None
+    module: str
+    address: int
+    inlined: bool
+    offset: int | None  #: address - load bias; None where the object is not known
 
 
 #: Functions that only pass a request on to malloc: their caller is the site. By the end of the name, whatever the
@@ -45,7 +42,7 @@ def is_wrapper(function: str) -> bool:
     return bool(_LIBRARY.match(function) or _WRAPPER.search(name))
 
 
-def site_index(frames: Sequence[FrameLike]) -> int:
+def site_index(frames: Sequence[Frame]) -> int:
     """Index of the innermost frame that is not a wrapper; 0 where all of them are (or there are none)."""
     for index, frame in enumerate(frames):
         if frame.function and not is_wrapper(frame.function):
@@ -55,35 +52,37 @@ def site_index(frames: Sequence[FrameLike]) -> int:
     return 0
 
 
-def site_name(frames: Sequence[FrameLike]) -> str:
+def site_name(frames: Sequence[Frame]) -> str:
     """The call site in a few words: `function (file.c:12)`, `function (libx.so)`, or `libx.so+?`."""
     return frame_name(frames[site_index(frames)]) if frames else "(no call stack)"
 
 
-def frame_name(frame: FrameLike) -> str:
+def frame_name(frame: Frame) -> str:
     """One frame in a few words."""
     where = f"{base_name(frame.file)}:{frame.line}" if frame.file and frame.line else base_name(frame.module)
     if frame.function:
         return f"{frame.function} ({where})" if where else frame.function
-    return f"{where or '??'} at {frame.address:#x}"
+    if frame.offset is None:
+        return f"{where or '??'} at {frame.address:#x}"
+    return f"{where}+{frame.offset:#x}"
 
 
 def base_name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def fingerprint(frames: Sequence[FrameLike]) -> str:
+def fingerprint(frames: Sequence[Frame]) -> str:
     """16 hex digits that stay the same from run to run: no addresses go in where there are names."""
     digest = hashlib.sha256()
     for frame in frames:
-        last = frame.function or f"{frame.address & 0xFFF:x}"
+        last = frame.function or f"{frame.offset or 0:x}"
         digest.update(
             f"{base_name(frame.module)}\0{last}\0{frame.file or ''}\0{frame.line or 0}\n".encode(errors="replace")
         )
     return digest.hexdigest()[:16]
 
 
-def frame_json(frame: FrameLike) -> dict[str, Any]:
+def frame_json(frame: Frame) -> dict[str, Any]:
     """A frame as docs/json.md has it."""
     return {
         "function": frame.function,
@@ -91,9 +90,40 @@ def frame_json(frame: FrameLike) -> dict[str, Any]:
         "line": frame.line,
         "module": frame.module,
         "address": frame.address,
+        "offset": frame.offset,
         "inlined": frame.inlined,
     }
 
 
-def stack_json(frames: Sequence[FrameLike]) -> list[dict[str, Any]]:
+def stack_json(frames: Sequence[Frame]) -> list[dict[str, Any]]:
     return [frame_json(frame) for frame in frames]
+
+
+def short_function(function: str) -> str:
+    """A C++ name without its parameters and with long template arguments left out: for text only."""
+    depth, end = 0, len(function)
+    if function.endswith((")", ") const", "]")):
+        for index in range(len(function) - 1, -1, -1):
+            depth += {")": 1, "(": -1}.get(function[index], 0)
+            if depth == 0 and function[index] == "(":
+                end = index
+                break
+    name = function[:end] if end else function
+    return _without_arguments(name) if len(name) > 40 else name
+
+
+def _without_arguments(name: str) -> str:
+    """`a<b<c>, d>::e` as `a<...>::e`."""
+    kept, depth = [], 0
+    for index, char in enumerate(name):
+        # The arrows of operator<, operator-> and operator>> are not brackets.
+        bracket = char in "<>" and "operator" not in name[max(index - 10, 0) : index]
+        if bracket and char == "<":
+            if depth == 0:
+                kept.append("<...>")
+            depth += 1
+        elif bracket and depth:
+            depth -= 1
+        elif not depth:
+            kept.append(char)
+    return "".join(kept)

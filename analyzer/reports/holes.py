@@ -81,9 +81,9 @@ def _pinned_site(pinned: dict[str, Any], names: Names) -> dict[str, Any]:
 
 def render(report: dict[str, Any], page: Page, *, rows: int = 10) -> None:
     """The report for people."""
-    holes = f"{report['count']:,} {'hole' if report['count'] == 1 else 'holes'}"
+    count = f"{report['count']:,} {'hole' if report['count'] == 1 else 'holes'}"
     page.line(
-        f"{holes} {moment(report)}: {size(report['total_bytes'])} free inside the heap, "
+        f"{count} {moment(report)}: {size(report['total_bytes'])} free inside the heap, "
         f"{size(report['total_resident_bytes'])} of it resident",
         style="bold",
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from heapledger.analyzer.leaks.not_freed import KIND
 from heapledger.analyzer.reports import common
-from heapledger.analyzer.reports.report import trimmed
+from heapledger.analyzer.reports.report import frame_name, trimmed
 from heapledger.analyzer.reports.text import Page, duration, size
 from heapledger.analyzer.session import Analysis
 from heapledger.analyzer.sites import base_name
@@ -84,8 +84,10 @@ def frame_lines(stack: list[dict[str, Any]], limit: int = _TEXT_FRAMES) -> list[
     shown = trimmed(stack)
     for frame in shown[:limit]:
         where = f"{frame['file']}:{frame['line']}" if frame["file"] and frame["line"] else frame["module"]
-        name = frame["function"] or f"{frame.get('address', 0):#x}"
-        lines.append(f"{name}  {where}" if where else name)
+        if frame["function"]:
+            lines.append(f"{frame['function']}  {where}" if where else frame["function"])
+        else:
+            lines.append(frame_name(frame))
     if len(shown) > limit:
         lines.append(f"... {len(shown) - limit} more")
     return lines

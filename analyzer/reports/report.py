@@ -9,7 +9,8 @@ from heapledger.analyzer.facts import Names
 from heapledger.analyzer.reports import common
 from heapledger.analyzer.reports.text import Page, duration, exact_percent, percent, shorten, size
 from heapledger.analyzer.session import START, Analysis
-from heapledger.analyzer.sites import base_name
+from heapledger.analyzer.sites import Frame, base_name, short_function
+from heapledger.analyzer.sites import frame_name as name_of_frame
 from heapledger.store.reader import Trace
 
 #: A thread's kernel stack (x86-64): computed, not measured (kernel-memory.md §4).
@@ -124,7 +125,7 @@ def _owner(stored: dict[str, Any], names: Names, total: int) -> dict[str, Any]:
 
 def _live(ledger: dict[str, Any], names: Names, limit: int, total: int) -> list[dict[str, Any]]:
     """Live blocks as owners: the first `limit` call sites, and the sum of the others."""
-    sites, rest = ledger["sites"][:limit], ledger["sites"][limit:]
+    listed, rest = ledger["sites"][:limit], ledger["sites"][limit:]
     owners = [
         {
             "kind": "live",
@@ -135,7 +136,7 @@ def _live(ledger: dict[str, Any], names: Names, limit: int, total: int) -> list[
             "blocks": site["blocks"],
             "stack": common.stack_of(names, site["stack"])[0],
         }
-        for site in sites
+        for site in listed
     ]
     other = ledger["other_sites"]
     count = len(rest) + other["sites"]
@@ -161,7 +162,7 @@ def _sites(
     sites = []
     for group in analysis.leaks()["groups"][:limit]:
         stack, name = common.stack_of(names, group["stack"])
-        frame = next((f for f in stack if name.startswith(f["function"]) and f["function"]), stack[0] if stack else {})
+        frame = next((f for f in stack if frame_name(f) == name), {})
         sites.append(
             {"name": name, "bytes": group["bytes"], "blocks": group["blocks"], "rss_bytes": None, "share": None}
             | {key: frame.get(key) for key in ("function", "file", "line", "module")}
@@ -284,7 +285,7 @@ def _render_head(report: dict[str, Any], page: Page) -> None:
     page.line(agreement_line(report["model"]))
     page.line()
     if report["rss_bytes"] is not None:
-        page.line(f"RSS {moment(report)}: {size(report['rss_bytes'])}" + _peak_words(peak))
+        page.line(f"RSS {moment(report)}: {size(report['rss_bytes'])}{_without_shim(report)}{_peak_words(peak)}")
     page.line(
         f"Live bytes {moment(report)}: {size(report['heap']['live_bytes'])} in {report['heap']['live_blocks']:,} blocks"
         f" (highest {size(peak['live_bytes'])} at {duration(peak['live_time_ns'])})"
@@ -297,10 +298,16 @@ def _render_head(report: dict[str, Any], page: Page) -> None:
     )
 
 
+def _without_shim(report: dict[str, Any]) -> str:
+    """Tracing costs memory of its own: what would be there without it."""
+    own = sum(k["rss_bytes"] for k in report["kinds"] if k["kind"] == "self")
+    return f" ({size(report['rss_bytes'] - own)} without heapledger's shim)" if own else ""
+
+
 def _peak_words(peak: dict[str, Any]) -> str:
     if peak["rss_bytes"] is None:
         return ""
-    return f"   peak: {size(peak['rss_bytes'])} at {duration(peak['time_ns'])}"
+    return f", peak {size(peak['rss_bytes'])} at {duration(peak['time_ns'])}"
 
 
 def moment(report: dict[str, Any]) -> str:
@@ -406,10 +413,16 @@ def _large_owners(report: dict[str, Any], kind: str) -> list[list[str]]:
     if len(named) == 1 and kind in ("stack", "self", "vdso", "loader"):
         return []
     return [
-        [f"  {shorten(base_name(o['name']) if o['name'].startswith('/') else o['name'], 30, middle=True)}",
+        [f"  {shorten(_owner_words(o), 30, middle=True)}",
          size(o["rss_bytes"]), "", ""]
         for o in named[:3]
     ]  # fmt: skip
+
+
+def _owner_words(owner: dict[str, Any]) -> str:
+    if owner["name"].startswith("/"):
+        return base_name(owner["name"])
+    return callers(owner["stack"], owner["name"], 1) if owner.get("stack") else str(owner["name"])
 
 
 def _render_sites(report: dict[str, Any], page: Page, top: int) -> None:
@@ -429,19 +442,32 @@ def _render_sites(report: dict[str, Any], page: Page, top: int) -> None:
 
 def callers(stack: Sequence[dict[str, Any]], site: str, count: int = 3) -> str:
     """A site and who called it: `parse (json.c:41) < load < main`."""
-    functions = [frame["function"] for frame in trimmed(stack)]
-    name = site.partition(" (")[0]
-    start = functions.index(name) + 1 if name in functions else 1
-    above = [f.partition("(")[0] for f in functions[start:] if f]
-    return " < ".join([site, *above[: count - 1]])
+    shown = trimmed(stack)
+    names = [frame_name(f) for f in shown]
+    start = names.index(site) if site in names else 0
+    above = [short_name(frame) for frame in shown[start + 1 : start + count]]
+    return " < ".join([*([short_name(shown[start], where=True)] if shown else [site]), *above])
+
+
+def frame_name(frame: dict[str, Any]) -> str:
+    """As sites.frame_name, of a frame in JSON."""
+    return name_of_frame(Frame(**{key: frame[key] for key in Frame.__slots__}))
+
+
+def short_name(frame: dict[str, Any], *, where: bool = False) -> str:
+    """A frame for a table: the function without its parameters, and, if asked for, where it is."""
+    if not frame["function"]:
+        return frame_name(frame)
+    short = short_function(frame["function"])
+    return short if not where else frame_name({**frame, "function": short})
 
 
 def trimmed(stack: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     """A stack without the frames that start every program, unless there is nothing else."""
-    end = len(stack)
-    while end > 1 and stack[end - 1]["function"].partition("@")[0] in _STARTERS:
-        end -= 1
-    return stack[:end]
+    for index, frame in enumerate(stack):
+        if index and frame["function"].partition("@")[0] in _STARTERS:
+            return stack[:index]
+    return stack
 
 
 def _render_next(report: dict[str, Any], page: Page, file: str) -> None:

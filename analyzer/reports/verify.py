@@ -103,7 +103,7 @@ def render(report: dict[str, Any], page: Page) -> None:
     rows = [
         ["addresses", _share(good, addresses["predicted"]), f"{good:,} of {addresses['predicted']:,} as predicted"],
         ["", "", f"{addresses['reordered']:,} in another order, {addresses['forced']:,} taken over as observed"],
-        ["mappings", _share(maps["exact"], maps["compared"]), f"{maps['exact']:,} of {maps['compared']:,} so"],
+        ["mappings", _share(maps["exact"], maps["compared"]), f"{maps['exact']:,} of {maps['compared']:,} agree"],
         ["RSS", _share(rss["ledger_bytes"], rss["kernel_bytes"]),
          f"{size(rss['ledger_bytes'])} of the kernel's {size(rss['kernel_bytes'])} have an owner"],
         ["system calls", "not compared", f"{report['syscalls']['predicted']:,} predicted; they are not recorded yet"],
