@@ -124,7 +124,7 @@ def _import(file: BinaryIO, name: str, output: Path, progress: Progress | None) 
     portions = parser.portions()
     first = next(portions, None)
     if first is None and not parser.result.starts:
-        raise MtraceError(f"{name!r} is empty" if not parser.result.lines else _not_a_log(name), line=1)
+        raise MtraceError(f"{name!r} is empty" if not parser.result.lines else _not_a_log(name))
     writer = TraceWriter(output, source="mtrace", command=[os.path.basename(name)], cwd=os.getcwd())
     try:
         process = writer.add_process(start="import", end="", page_size=4096)
@@ -284,7 +284,7 @@ class Parser:
         keep = ~paired_begin
         events = Events.empty(int(np.count_nonzero(keep)))
         events.kind, events.addr, events.size = kind[keep], result[keep], size[keep]
-        events.arg, events.stack = old[keep], np.where(kind == Kind.FREE, np.uint32(0), stack)[keep]
+        events.arg, events.stack = old[keep], stack[keep]
         events.seq = self._seq + 2 * np.arange(len(events), dtype=np.uint64)
         events.seq_exit = events.seq + np.uint64(1)
         self._seq += 2 * len(events)

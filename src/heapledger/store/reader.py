@@ -359,6 +359,18 @@ class Trace:
             if len(events):
                 yield events
 
+    def column_sizes(self) -> list[tuple[str, str, int, int]]:
+        """(column, the codec most of its blocks use, bytes in the file, bytes before compression), largest first."""
+        rows = self._rows(
+            "SELECT name, codec, sum(length(data)), sum(raw_bytes), count(*) FROM event_column GROUP BY 1, 2 ORDER BY 5"
+        )
+        found: dict[str, tuple[str, str, int, int]] = {}
+        for name, codec, size, raw, _ in rows:
+            _, _, earlier_size, earlier_raw = found.get(name, ("", "", 0, 0))
+            family = str(codec).rpartition(".")[0]  # without the width, which changes from block to block
+            found[name] = (str(name), family, int(size) + earlier_size, int(raw) + earlier_raw)
+        return sorted(found.values(), key=lambda row: -row[2])
+
     def event_blocks(self, process_id: int) -> list[Block]:
         """What is known about a process's blocks without opening them, in seq order."""
         sql = "SELECT id, count, first_seq, last_seq, first_ns, last_ns FROM event_block WHERE process_id = ?"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import apsw
 import numpy as np
@@ -195,14 +195,11 @@ def _may_match(block: Block, name: str, operator: str, value: Any) -> bool:
     if not isinstance(value, int | float):
         return True  # odd comparisons are left to SQLite, row by row
     low_field, high_field = _BOUNDED[name]
-    low, high = getattr(block, low_field), getattr(block, high_field)
-    return {
-        "=": low <= value <= high,
-        ">": high > value,
-        ">=": high >= value,
-        "<": low < value,
-        "<=": low <= value,
-    }[operator]
+    low: int = getattr(block, low_field)
+    high: int = getattr(block, high_field)
+    if operator == "=":
+        return low <= value <= high
+    return high >= value if operator.startswith(">") else low <= value
 
 
 class Database:
@@ -228,7 +225,7 @@ class Database:
         connection.pragma("temp_store", 2)  # sorting a billion rows must not fill /tmp
         connection.create_module(
             "events",
-            _EventsModule(self._trace),
+            cast("Any", _EventsModule(self._trace)),
             use_bestindex_object=True,
             eponymous=True,
             eponymous_only=True,
