@@ -70,16 +70,17 @@ def _joined(parts: list[Operations]) -> Operations:
 
 
 def _operations_of(events: Events) -> list[Operations]:
-    """A call that failed, or never returned, took nothing."""
+    """A call that never returned took nothing; one that failed "takes" address 0."""
     nothing = np.uint64(0)
     new = np.isin(events.kind, _NEW_KINDS)
     realloc = events.kind == Kind.REALLOC
     had, got = realloc & (events.arg != nothing), realloc & (events.addr != nothing)
     freed_by_zero = had & ~got & (events.size == nothing)
-    failed = had & ~got & ~freed_by_zero & (events.seq_exit != nothing)
+    returned = (events.seq_exit != nothing) | (events.addr != nothing)
+    failed = had & ~got & ~freed_by_zero & returned
     entry, back = events.seq, np.maximum(events.seq_exit, events.seq)
     return [
-        _part("+", back, events, (new & (events.addr != nothing)) | (got & ~had), events.addr),
+        _part("+", back, events, (new | (realloc & ~had)) & returned, events.addr),
         _part("-", entry, events, (events.kind == Kind.FREE) & (events.addr != nothing), events.addr),
         _part("-", entry, events, freed_by_zero, events.arg),
         _part("<", entry, events, had & got, events.arg),
@@ -101,12 +102,11 @@ def mtrace(trace: Trace, process_id: int) -> Iterator[str]:
         for stack in np.unique(found.stack).tolist():
             if stack not in callers:
                 callers[stack] = _caller(trace, process_id, stack)
-        lines = [
-            f"{callers[stack]}{chr(mark)} {address:#x}\n"
-            if mark in b"-<"
-            else f"{callers[stack]}{chr(mark)} {address:#x} {size:#x}\n"
-            for mark, address, size, stack in found.rows()
-        ]
+        lines = []
+        for mark, address, size, stack in found.rows():
+            # As glibc prints them: %p of a null pointer, %#lx of a zero.
+            amount = "" if mark in b"-<" else f" {size:#x}" if size else " 0"
+            lines.append(f"{callers[stack]}{chr(mark)} {f'{address:#x}' if address else '(nil)'}{amount}\n")
         yield "".join(lines)
     yield "= End\n"
 
@@ -139,7 +139,7 @@ def folded(trace: Trace, process_id: int, *, live: bool) -> Iterator[str]:
 def _requested_bytes(trace: Trace, process_id: int) -> Counter[int]:
     total: Counter[int] = Counter()
     for found in operations(trace, process_id):
-        taken = np.isin(found.mark, np.frombuffer(b"+>", np.uint8))
+        taken = np.isin(found.mark, np.frombuffer(b"+>", np.uint8)) & (found.address != np.uint64(0))
         stacks, where = np.unique(found.stack[taken], return_inverse=True)
         # Sums are made of integers: bincount's weights are floats, exact only up to 2**53.
         sums = np.zeros(len(stacks), np.uint64)
@@ -156,6 +156,7 @@ def _live_bytes(trace: Trace, process_id: int) -> Counter[int]:
                 live[address] = (stack, size)
             elif mark in b"-<":
                 live.pop(address, None)
+    live.pop(0, None)  # calls that failed
     total: Counter[int] = Counter()
     for stack, size in live.values():
         total[stack] += size
