@@ -44,6 +44,8 @@ ADDRESS_FORMS = frozenset((0x01, 0x1B, 0x29, 0x2A, 0x2B, 0x2C, 0x1F01))
 # DW_LANG_* of C and assembly: C89, C, C99, Mips_Assembler, C11, C17.
 UNMANGLED_LANGUAGES = frozenset((0x01, 0x02, 0x0C, 0x8001, 0x1D, 0x2C))
 
+# Front of a linkage name: C++, Rust v0.
+MANGLED = ("_Z", "_R")
 MAX_REFERENCES = 32
 HEADER_BYTES = 12
 ROOT_BYTES = 1024
@@ -242,7 +244,7 @@ class Dwarf:
             if chain:
                 frames = self._frames(unit, chain, names, file, line)
                 outer = frames[-1][0]
-                found[offset] = Found(frames, not outer or (mangles and not outer.startswith("_")))
+                found[offset] = Found(frames, not outer or (mangles and not outer.startswith(MANGLED)))
             elif line >= 0:
                 found[offset] = Found([("", names.path(file), line or None)], True)
         return found

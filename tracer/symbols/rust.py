@@ -145,8 +145,9 @@ class _V0:
         disambiguator = self.optional_base62("s")
         punycode = self.accept("u")
         start = self.at
-        while self.peek() in tuple("0123456789"):
-            self.at += 1
+        if not self.accept("0"):
+            while self.peek() in tuple("0123456789"):
+                self.at += 1
         if start == self.at or self.at - start > 6:
             raise _NotRustError
         length = int(self.text[start : self.at])
