@@ -38,6 +38,7 @@ class Recorded:
     rings: dict[int, spool.Ring] = field(default_factory=dict)
     parts: list[Events] = field(default_factory=list)
     held: int = 0
+    maps: str = ""  # of the process while it was held
 
     def get(self, name: str) -> int:
         return self.control.get(name)
@@ -126,9 +127,17 @@ class Collector:
             while (decoded := ring.read(time.monotonic_ns(), final=final)) is not None and len(decoded):
                 image.parts.append(_events_of(ring, decoded))
                 ring.release()
+            self._reuse(image, ring)
+
+    def _reuse(self, image: Recorded, ring: spool.Ring) -> None:
+        """A ring whose owner is dead goes back to the shim."""
+        alive = Path(f"/proc/{image.get('pid')}/task/{ring.get('tid')}").exists()
+        if ring.get("state") != spool.RING_FREE and not alive and not ring.backlog():
+            ring.set("state", spool.RING_FREE)
 
     def _let_go(self, image: Recorded) -> None:
         image.held += 1
+        image.maps = Path(f"/proc/{image.get('pid')}/maps").read_text()
         image.control.set("release", 1)
         word = ctypes.c_uint32.from_buffer(image.control.map, 256)
         _libc.syscall(202, ctypes.byref(word), 1, 1 << 30, None, None, 0)
@@ -227,4 +236,18 @@ def shim(shim_library: Path, tmp_path: Path) -> Shim:
     return Shim(shim_library, tmp_path)
 
 
-__all__ = ["Collector", "Recorded", "Run", "Shim", "SpoolError", "build_shim", "plain", "shim", "shim_library"]
+#: A collector may be a little late to see that a thread is dead: so many rings at most for threads one after another.
+NO_FREE_RING = 6
+
+__all__ = [
+    "NO_FREE_RING",
+    "Collector",
+    "Recorded",
+    "Run",
+    "Shim",
+    "SpoolError",
+    "build_shim",
+    "plain",
+    "shim",
+    "shim_library",
+]

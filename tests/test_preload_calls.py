@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from heapledger.store.events import Kind
 from preload_spool import Shim, shim, shim_library  # noqa: F401
+
+from heapledger.store.events import Kind
 
 Native = Callable[..., Path]
 
