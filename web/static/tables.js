@@ -49,4 +49,27 @@
       heading.append(button);
     });
   }
+
+  // Long tables show their first rows (in whichever order) until asked for all; without scripts all rows stand there.
+  const SHOWN = 8; // as in heapledger.css
+  for (const table of document.querySelectorAll("table.folded")) {
+    const count = table.tBodies[0].rows.length;
+    if (count <= SHOWN + 2) continue;
+    table.classList.add("folding");
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "link unfold";
+    button.setAttribute("aria-controls", table.id);
+    const label = () => {
+      const open = table.classList.contains("unfolded");
+      button.textContent = open ? `Show the first ${SHOWN}` : `Show all ${count}`;
+      button.setAttribute("aria-expanded", String(open));
+    };
+    button.addEventListener("click", () => {
+      table.classList.toggle("unfolded");
+      label();
+    });
+    label();
+    table.parentElement.after(button);
+  }
 })();

@@ -56,32 +56,22 @@
     return { values: values.map((value) => value * unit), texts: values.map((value) => value.toFixed(digits)) };
   }
 
-  function timeAxis([start, end]) {
-    const [unit, name] = timeUnit(end - start);
-    const { values, texts } = ticks(start, end, unit, Math.max(3, plot.clientWidth / 130));
-    return { tickvals: values, ticktext: texts.map((text) => `${text} ${name}`), range: [start, end] };
-  }
-
   function byteAxis(highest) {
     let unit = 1;
     while (highest >= unit * 1024 * 2) unit *= 1024;
     const name = { 0: "B", 1: "KiB", 2: "MiB", 3: "GiB", 4: "TiB" }[Math.round(Math.log2(unit) / 10)] ?? "";
     const top = Math.max(highest * 1.06, 1);
     const { values, texts } = ticks(0, top, unit, 5);
-    return { tickvals: values, ticktext: texts.map((text) => `${text} ${name}`), range: [0, top] };
+    return { tickmode: "array", tickvals: values, ticktext: texts.map((text) => `${text} ${name}`), range: [0, top] };
   }
 
-  function formatTime(ns, span) {
-    const [unit, name] = timeUnit(span);
-    return `${(ns / unit).toFixed(2)} ${name}`;
-  }
-
-  function trace(series, points, color) {
+  // x is in the unit that suits the view: plotly then writes its ticks and the heading of the hover box by itself.
+  function trace(series, points, color, unit) {
     const x = [];
     const y = [];
     const text = [];
     const add = (time, value) => {
-      x.push(time);
+      x.push(time / unit);
       y.push(value);
       text.push(formatBytes(value));
     };
@@ -90,7 +80,7 @@
       if (low !== last && low !== high) add(time, low);
       add(time, last);
     }
-    if (points.length && x[x.length - 1] < data.end_ns) add(data.end_ns, y[y.length - 1]);
+    if (points.length && x[x.length - 1] * unit < data.end_ns) add(data.end_ns, y[y.length - 1]);
     return {
       type: "scatter",
       mode: x.length > 1 ? "lines" : "markers",
@@ -104,6 +94,7 @@
   }
 
   function draw() {
+    const [unit, unitName] = timeUnit(view[1] - view[0]);
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue(name).trim();
     const present = SERIES.filter((series) => data.series[series.name]?.points.length);
@@ -112,7 +103,6 @@
       gridcolor: color("--rule"),
       linecolor: color("--rule-strong"),
       zeroline: false,
-      tickmode: "array",
       tickfont: { color: color("--ink-soft"), size: 12 },
       ticks: "outside",
       tickcolor: color("--rule-strong"),
@@ -120,35 +110,38 @@
     const marks = data.snapshots.filter((mark) => mark.time_ns >= view[0] && mark.time_ns <= view[1]);
     const layout = {
       height: 320,
-      margin: { l: 72, r: 16, t: 34, b: 34 },
+      margin: { l: 72, r: 16, t: 12, b: 34 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: style.fontFamily, color: color("--ink") },
       hovermode: "x unified",
       hoverlabel: { bgcolor: color("--raised"), bordercolor: color("--rule-strong"), font: { color: color("--ink") } },
       dragmode: "zoom",
-      showlegend: true,
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-      xaxis: { ...axis, ...timeAxis(view), showgrid: false, unifiedhovertitle: { text: "%{x}" }, hoverformat: ".4s" },
+      showlegend: false, // the table above is the legend
+      xaxis: {
+        ...axis,
+        range: view.map((ns) => ns / unit),
+        ticksuffix: ` ${unitName}`,
+        nticks: Math.max(3, Math.floor(plot.clientWidth / 120)),
+        hoverformat: ".2f",
+        exponentformat: "none",
+        showgrid: false,
+      },
       yaxis: { ...axis, ...byteAxis(highest), fixedrange: true },
       shapes: marks.map((mark) => ({
-        type: "line", x0: mark.time_ns, x1: mark.time_ns, yref: "paper", y0: 0, y1: 1,
+        type: "line", x0: mark.time_ns / unit, x1: mark.time_ns / unit, yref: "paper", y0: 0, y1: 1,
         line: { color: color("--ink-soft"), width: 1, dash: "dot" },
       })),
       annotations: marks.map((mark) => ({
-        x: mark.time_ns, yref: "paper", y: 1, yanchor: "top", xanchor: mark.time_ns > (view[0] + view[1]) / 2 ? "right" : "left",
+        x: mark.time_ns / unit, yref: "paper", y: 1, yanchor: "top", xanchor: mark.time_ns > (view[0] + view[1]) / 2 ? "right" : "left",
         text: escapeLabel(mark.reason), showarrow: false, font: { size: 11, color: color("--ink-soft") },
       })),
     };
-    const [, name] = timeUnit(view[1] - view[0]);
-    layout.xaxis.unifiedhovertitle = { text: `%{customdata}` };
-    const traces = present.map((series) => {
-      const line = trace(series, data.series[series.name].points, color(`--series-${series.name.replace("_bytes", "")}`));
-      line.customdata = line.x.map((time) => formatTime(time, view[1] - view[0]));
-      return line;
-    });
+    const traces = present.map((series) =>
+      trace(series, data.series[series.name].points, color(`--series-${series.name.replace("_bytes", "")}`), unit),
+    );
     plot.dataset.points = String(traces.reduce((sum, line) => sum + line.x.length, 0));
-    plot.dataset.unit = name;
+    plot.dataset.unit = String(unit);
     return Plotly.react(plot, traces, layout, { displayModeBar: false, responsive: true, doubleClick: false });
   }
 
@@ -182,7 +175,9 @@
     say("");
     data = answer;
     if (!full) {
-      full = [data.start_ns, Math.max(data.end_ns, data.start_ns + 1)];
+      const moments = data.snapshots.map((mark) => mark.time_ns);
+      const margin = (data.end_ns - data.start_ns) / 200;
+      full = [Math.max(0, Math.min(data.start_ns, ...moments) - margin), Math.max(data.end_ns, ...moments) + margin + 1];
       view = full;
     }
     await draw();
@@ -221,7 +216,8 @@
   load().then(() => {
     if (typeof plot.on !== "function") return;
     plot.on("plotly_relayout", (change) => {
-      if ("xaxis.range[0]" in change) show(change["xaxis.range[0]"], change["xaxis.range[1]"]);
+      const unit = Number(plot.dataset.unit);
+      if ("xaxis.range[0]" in change) show(change["xaxis.range[0]"] * unit, change["xaxis.range[1]"] * unit);
     });
     plot.on("plotly_doubleclick", reset);
   });

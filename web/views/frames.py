@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from heapledger.analyzer.reports.report import trimmed
+from heapledger.analyzer.sites import Frame, frame_name, short_function, site_index
 from heapledger.web.units import short_path, shorten, visible
 
 Json = Mapping[str, Any]
@@ -23,24 +25,47 @@ class FrameLine:
 
 def frame_line(frame: Json) -> FrameLine:
     file, line, module = frame.get("file") or "", frame.get("line") or 0, frame.get("module") or ""
+    inlined = bool(frame.get("inlined"))
+    if not frame.get("function"):
+        name = visible(frame_name(analyzer_frame(frame)))
+        return FrameLine(shorten(name, 100), "", visible(module) or name, inlined)
     if file:
         suffix = f":{line}" if line else ""
         place, full = f"{short_path(file)}{suffix}", f"{visible(file)}{suffix}"
     else:
         place, full = visible(module.rpartition("/")[2]), visible(module)
-    address = frame.get("address")
-    unnamed = f"0x{address:x}" if isinstance(address, int) else "?"
-    symbol = visible(frame.get("function") or "") or unnamed
-    return FrameLine(shorten(symbol, 100), place, f"{symbol}\n{full}".strip(), bool(frame.get("inlined")))
+    symbol = visible(frame["function"])
+    return FrameLine(shorten(short_function(symbol), 100), place, f"{symbol}\n{full}".strip(), inlined)
 
 
 def frame_lines(stack: Sequence[Json] | None) -> tuple[FrameLine, ...]:
     return tuple(frame_line(frame) for frame in stack or ())
 
 
-def site_frame(stack: Sequence[Json] | None, function: str, file: str | None) -> FrameLine | None:
-    """The stack's frame that the analyzer chose as the site; None where it is not among them."""
-    for frame in stack or ():
-        if (frame.get("function") or "") == function and frame.get("file") == file:
-            return frame_line(frame)
-    return None
+#: Callers of a site that are named beside it.
+CALLERS = 2
+
+
+def analyzer_frame(frame: Json) -> Frame:
+    """A frame of the reports' JSON as the analyzer has it."""
+    return Frame(
+        function=frame.get("function") or "",
+        file=frame.get("file"),
+        line=frame.get("line"),
+        module=frame.get("module") or "",
+        address=frame.get("address") or 0,
+        inlined=bool(frame.get("inlined")),
+        offset=frame.get("offset"),
+    )
+
+
+def site_position(stack: Sequence[Json] | None) -> int:
+    """Index of the frame that the analyzer calls the site."""
+    return site_index([analyzer_frame(frame) for frame in stack or ()])
+
+
+def callers_of(stack: Sequence[Json] | None) -> str:
+    """The functions that called the site, innermost first: what tells two stacks with one site apart."""
+    frames = trimmed([dict(frame) for frame in stack or ()])[site_position(stack) + 1 :]
+    named = [shorten(short_function(frame["function"]), 60) for frame in frames if frame.get("function")]
+    return " ‹ ".join(named[:CALLERS])

@@ -34,8 +34,8 @@ KINDS: dict[str, KindText] = {
     "tls": KindText("Thread-local storage", "stack", "TLS blocks outside of thread stacks."),
     "library_text": KindText("Library code", "library", "Machine code of the program and its libraries."),
     "library_rodata": KindText("Library constants", "library", "Read-only data of program and libraries."),
-    "library_relro": KindText("Library relocations", "library", "Read-only after relocation."),
     "library_data": KindText("Library data", "library", "Initialised variables of program and libraries."),
+    "library_relro": KindText("Library relocations", "library", "Read-only after relocation."),
     "library_bss": KindText("Library bss", "library", "Zeroed variables of program and libraries."),
     "private_copy": KindText("Private copies", "library", "Pages of a file that were written to, and so copied."),
     "loader": KindText("Loader", "library", "Anonymous memory of ld.so."),
@@ -43,6 +43,16 @@ KINDS: dict[str, KindText] = {
     "self": KindText("heapledger itself", "self", "The tracer's pages in the traced process."),
     "smaps_difference": KindText("smaps less pagemap", "self", "What smaps counts and the page map does not."),
     "unexplained": KindText("Unexplained", "unexplained", "Resident pages that no owner could be found for."),
+}
+
+#: What kinds of one family are called together, where each of them is too small for a bar of its own.
+SMALL_PARTS = {
+    "cache": "Caches of malloc",
+    "arena": "malloc's own tables",
+    "mapping": "Small mappings",
+    "stack": "Stacks and thread storage",
+    "library": "Other parts of libraries",
+    "self": "heapledger itself",
 }
 
 #: Position of a kind in the waterfall; kinds that are not known here stand before `unexplained`.

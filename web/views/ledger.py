@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from heapledger.web.units import shorten
-from heapledger.web.views.kinds import kind_text, position
+from heapledger.web.views.kinds import SMALL_PARTS, kind_text, position
 
 Json = Mapping[str, Any]
 
 #: Call sites with a bar of their own, if each is at least this share of Rss; libraries are one bar a kind.
 SITE_BARS = 6
 SITE_SHARE = 0.02
+#: Kinds below this share of Rss share a bar with others of their family.
+KIND_SHARE = 0.01
 #: Owners that have a row of their own in the table.
 TABLE_ROWS = 60
 
@@ -76,6 +78,7 @@ class _Slice:
     detail: str
     kind: str
     bytes: int
+    mergeable: bool = False
 
 
 def owners_with_unexplained(report: Json) -> list[Json]:
@@ -110,7 +113,23 @@ def slices(owners: Iterable[Json], rss_bytes: int) -> list[_Slice]:
         if rest:
             detail = shorten(rest[0]["name"], 40) if len(rest) == 1 else f"{len(rest):,} owners"
             result.append(_Slice(text.label, detail, kind, sum(o["rss_bytes"] for o in rest)))
-    return [part for part in result if part.bytes or part.kind == "unexplained"]
+    return merge_small([part for part in result if part.bytes or part.kind == "unexplained"], rss_bytes)
+
+
+def merge_small(parts: list[_Slice], rss_bytes: int) -> list[_Slice]:
+    """Neighbours of one family that are each below KIND_SHARE of Rss become one bar."""
+    result: list[_Slice] = []
+    for part in parts:
+        family = kind_text(part.kind).family
+        last = result[-1] if result else None
+        small = family in SMALL_PARTS and 0 <= part.bytes < KIND_SHARE * rss_bytes
+        if small and last and last.mergeable and kind_text(last.kind).family == family:
+            labels = [last.detail, part.label] if last.label == SMALL_PARTS[family] else [last.label, part.label]
+            result[-1] = _Slice(SMALL_PARTS[family], ", ".join(labels), part.kind, last.bytes + part.bytes, True)
+        else:
+            part.mergeable = small
+            result.append(part)
+    return result
 
 
 def is_rest(owner: Json) -> bool:

@@ -22,7 +22,11 @@ TABLE_POINTS = 2
 class KeyFigures:
     """The strip under the title. None: not measured."""
 
-    exit_rss_bytes: int | None
+    #: The moment of the figures: "at exit" if a snapshot was taken then.
+    moment: str
+    rss_bytes: int | None
+    #: Of which the tracer's own pages.
+    shim_bytes: int
     peak_rss_bytes: int | None
     live_bytes: int
     live_blocks: int
@@ -61,7 +65,9 @@ def overview(books: Books) -> Overview:
         process_id=books.process_id,
         header=header_view(main),
         figures=KeyFigures(
-            exit_rss_bytes=main["rss_bytes"],
+            moment=moment_title(main).lower(),
+            rss_bytes=main["rss_bytes"],
+            shim_bytes=sum(kind["rss_bytes"] for kind in main["kinds"] if kind["kind"] == "self"),
             peak_rss_bytes=peak.get("hwm_bytes") or peak.get("rss_bytes"),
             live_bytes=heap["live_bytes"],
             live_blocks=heap["live_blocks"],

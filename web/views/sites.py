@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from heapledger.web.units import format_duration, shorten, visible
-from heapledger.web.views.frames import FrameLine, frame_lines, site_frame
+from heapledger.web.views.frames import FrameLine, callers_of, frame_line, frame_lines, site_position
 
 Json = Mapping[str, Any]
 
 SITE_ROWS = 25
+
+#: The report's `held_by` → words. A live neighbour is the pin itself.
+HELD_BY = {"tcache": "a cached block (tcache)", "fastbin": "a cached block (fastbin)", "other": "malloc's own chunk"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,7 @@ class SiteRow:
     name: str
     place: str
     full: str
+    callers: str
     frames: tuple[FrameLine, ...]
     bytes: int
     blocks: int
@@ -31,6 +35,7 @@ class SiteRow:
 class LeakRow:
     kind: str
     name: str
+    callers: str
     frames: tuple[FrameLine, ...]
     bytes: int
     blocks: int
@@ -56,7 +61,10 @@ class HoleRow:
     resident_bytes: int
     reclaimable_bytes: int
     is_top: bool
+    #: What the direct neighbour above is, where that is no live block.
+    held_by: str
     pin_name: str
+    pin_callers: str
     pin_bytes: int | None
     pin_age: str
     pin_age_ns: int
@@ -80,13 +88,14 @@ def site_rows(report: Json) -> tuple[SiteRow, ...]:
     rows = []
     for site in report["sites"][:SITE_ROWS]:
         stack = site.get("stack")
-        chosen = site_frame(stack, site.get("function") or "", site.get("file"))
+        chosen = frame_line(stack[site_position(stack)]) if stack else None
         name = chosen.function if chosen else shorten(site["name"], 100)
         rows.append(
             SiteRow(
                 name=name,
                 place=chosen.place if chosen else "",
                 full=chosen.full if chosen else visible(site["name"]),
+                callers=callers_of(stack),
                 frames=frame_lines(stack),
                 bytes=site["bytes"],
                 blocks=site["blocks"],
@@ -103,7 +112,8 @@ def leaks_view(leaks: Json) -> LeaksView:
     rows = tuple(
         LeakRow(
             kind=visible(leak["kind"]),
-            name=shorten(leak.get("site") or "no call stack", 120),
+            name=shorten(leak["site"], 120),
+            callers=callers_of(leak["stack"]),
             frames=frame_lines(leak["stack"]),
             bytes=leak["bytes"],
             blocks=leak["blocks"],
@@ -131,7 +141,9 @@ def hole_row(hole: Json) -> HoleRow:
         resident_bytes=hole["resident_bytes"],
         reclaimable_bytes=hole["reclaimable_bytes"],
         is_top=hole.get("kind") == "top",
-        pin_name=shorten(pin.get("site") or ("no call stack" if pin else ""), 120),
+        held_by=HELD_BY.get(str(hole.get("held_by")), ""),
+        pin_name=shorten(pin.get("site") or "", 120),
+        pin_callers=callers_of(pin.get("stack")),
         pin_bytes=pin.get("bytes"),
         pin_age=format_duration(pin.get("age_ns")) if pin else "",
         pin_age_ns=pin.get("age_ns") or 0,
