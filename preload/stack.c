@@ -27,7 +27,8 @@
 #include <stddef.h>
 #include <string.h>
 
-enum { DEPTH_LIMIT = 4096, NESTING = 3, SETS = 512, WAYS = 4, LOG_BYTES = 512 * 1024, CHECKS_A_FRAME = 3 };
+enum { DEPTH_LIMIT = 4096, NESTING = 3, SETS = 512, WAYS = 4, LOG_BYTES = 512 * 1024, CHECKS_A_FRAME = 3,
+       PROBE_FRAMES = 3 };
 #define LOG_UNIT 16u
 
 struct frame {
@@ -47,6 +48,7 @@ struct memo {
     uint32_t node;
     uint16_t checks;
     bool needs_bp;
+    uint8_t era;                          /* its low bits */
     struct check check[];
 };
 
@@ -101,9 +103,11 @@ static size_t thread_lay_out(struct thread *thread, uint8_t *memory)
     return (size_t)(at - memory);
 }
 
+/* Forgets the stacks, and is in a new era. The index is cleared when the low bits of the era come again. */
 static void thread_forget(struct thread *thread, uint64_t era)
 {
-    memset(thread->index, 0, sizeof thread->index);
+    if (thread->era >> 8 != era >> 8)
+        memset(thread->index, 0, sizeof thread->index);
     thread->first = depth_limit;
     thread->era = era;
 }
@@ -157,6 +161,7 @@ static struct thread *thread_get(void)
         thread->open_sp = 0;
         memset(&thread->memory, 0, sizeof thread->memory);
         memset(&thread->counters, 0, sizeof thread->counters);
+        memset(thread->index, 0, sizeof thread->index); /* another thread's */
         thread_forget(thread, __atomic_load_n(&era_now, __ATOMIC_ACQUIRE));
     }
     barrier();
@@ -196,45 +201,56 @@ static enum step step_guess(struct unwind_memory *memory, struct frame *frame, s
     return STEP_OK;
 }
 
-/* Fills in the caller's ip, sp, bp, and in `frame` what the step depended on. STEP_END may leave caller->ip 0: then a
- * return address of zero was read. */
-static inline enum step step_up(struct unwind_memory *memory, struct frame *frame, struct frame *caller)
+static enum step step_drap(struct unwind_memory *memory, uint32_t rule, struct frame *frame, struct frame *caller)
 {
-    uint32_t rule = unwind_rule(frame->ip), bp_slot = UNWIND_RULE_BP(rule);
-    uint64_t cfa;
+    frame->uses_bp = true;
+    frame->cfa_slot = frame->bp + (uint64_t)UNWIND_RULE_OFFSET(rule);
+    frame->bp_slot = frame->bp;
+    if (!unwind_read(memory, frame->cfa_slot, &caller->sp) || !unwind_read(memory, frame->bp_slot, &caller->bp))
+        return STEP_LOST_UNREADABLE;
+    frame->pc_slot = caller->sp - 8;
+    if (caller->sp <= frame->sp || !unwind_read(memory, frame->pc_slot, &caller->ip))
+        return STEP_LOST_UNREADABLE;
+    return caller->ip != 0 ? STEP_OK : STEP_END;
+}
+
+/* The kinds that are not plain arithmetic. Apart, so that the common step is straight code. */
+static __attribute__((noinline)) enum step step_rare(struct unwind_memory *memory, uint32_t rule, struct frame *frame,
+                                                     struct frame *caller)
+{
     frame->pc_slot = frame->bp_slot = frame->cfa_slot = 0;
     frame->uses_bp = frame->checks_bp = frame->interrupted = false;
-    caller->bp = frame->bp;
     switch (UNWIND_RULE_KIND(rule)) {
-    case UNWIND_SP: cfa = frame->sp + (uint64_t)UNWIND_RULE_OFFSET(rule); break;
-    case UNWIND_BP:
-        cfa = frame->bp + (uint64_t)UNWIND_RULE_OFFSET(rule);
-        frame->uses_bp = true;
-        break;
-    case UNWIND_DRAP:
-        frame->uses_bp = true;
-        frame->cfa_slot = frame->bp + (uint64_t)UNWIND_RULE_OFFSET(rule);
-        frame->bp_slot = frame->bp;
-        if (!unwind_read(memory, frame->cfa_slot, &cfa) || !unwind_read(memory, frame->bp_slot, &caller->bp))
-            return STEP_LOST_UNREADABLE;
-        break;
+    case UNWIND_DRAP: return step_drap(memory, rule, frame, caller);
     case UNWIND_SIGNAL: return step_signal(memory, frame, caller);
     case UNWIND_END: return STEP_END;
     case UNWIND_GUESS: return step_guess(memory, frame, caller);
     default: return STEP_FULL;
     }
-    if (unlikely(cfa <= frame->sp))
-        return STEP_LOST_UNREADABLE;
+}
+
+/* Fills in the caller's ip, sp, bp, and in `frame` what the step depended on. STEP_END may leave caller->ip 0: then a
+ * return address of zero was read. */
+static inline enum step step_up(struct unwind_memory *memory, struct frame *frame, struct frame *caller)
+{
+    uint32_t rule = unwind_rule(frame->ip), bp_slot = UNWIND_RULE_BP(rule);
+    if (unlikely(UNWIND_RULE_KIND(rule) > UNWIND_BP))
+        return step_rare(memory, rule, frame, caller);
+    bool uses_bp = UNWIND_RULE_KIND(rule) == UNWIND_BP;
+    uint64_t bp = frame->bp, pc, cfa = (uses_bp ? bp : frame->sp) + (uint64_t)UNWIND_RULE_OFFSET(rule);
+    frame->cfa_slot = 0;
+    frame->uses_bp = uses_bp;
+    frame->checks_bp = frame->interrupted = false;
     frame->pc_slot = cfa - 8;
-    if (bp_slot != 0) {
-        frame->bp_slot = cfa - 8 * bp_slot;
-        if (!unwind_read(memory, frame->bp_slot, &caller->bp))
-            return STEP_LOST_UNREADABLE;
-    }
-    if (!unwind_read(memory, frame->pc_slot, &caller->ip))
+    frame->bp_slot = bp_slot != 0 ? cfa - 8 * bp_slot : 0;
+    if (bp_slot != 0 && unlikely(!unwind_read(memory, frame->bp_slot, &bp)))
         return STEP_LOST_UNREADABLE;
+    if (unlikely(cfa <= frame->sp || !unwind_read(memory, frame->pc_slot, &pc)))
+        return STEP_LOST_UNREADABLE;
+    caller->ip = pc;
     caller->sp = cfa;
-    return caller->ip != 0 ? STEP_OK : STEP_END;
+    caller->bp = bp;
+    return likely(pc != 0) ? STEP_OK : STEP_END;
 }
 
 /* ---- the walk with all registers, from here -------------------------------------------------------------------------- */
@@ -365,6 +381,7 @@ static __attribute__((noinline)) uint32_t capture_nested(struct thread *thread, 
     barrier();
     thread->nesting = level - 1;
     if (abandoned) { /* what it was writing is in no known state */
+        memset(thread->index, 0, sizeof thread->index);
         thread_forget(thread, thread->era);
         memset(&thread->memory, 0, sizeof thread->memory);
         barrier();
@@ -375,6 +392,17 @@ static __attribute__((noinline)) uint32_t capture_nested(struct thread *thread, 
 
 /* ---- the memo ---------------------------------------------------------------------------------------------------------- */
 
+/*
+ * Two sets hold a stack: that of its first frame, and that of its first PROBE_FRAMES + 1 frames, where the many stacks
+ * that come through one allocation wrapper at one depth are apart. Either way all checks decide.
+ */
+static inline uint64_t memo_hash_more(uint64_t hash, const struct frame *fresh)
+{
+    for (unsigned i = 1; i <= PROBE_FRAMES; i++)
+        hash = (hash ^ fresh[i].ip) * 0xd6e8feb86659fd93ull;
+    return hash ^ hash >> 31;
+}
+
 static inline uint64_t memo_hash(uint64_t ip, uint64_t sp)
 {
     uint64_t hash = (ip ^ sp << 23) * 0x9e3779b97f4a7c15ull;
@@ -383,12 +411,9 @@ static inline uint64_t memo_hash(uint64_t ip, uint64_t sp)
 
 static inline bool checks_hold(const struct check *check, const struct check *end)
 {
-    for (; check < end; check++) {
-        uint64_t word;
-        memcpy(&word, (const void *)check->address, sizeof word);
-        if (word != check->value)
+    for (; check < end; check++)
+        if (unwind_word(check->address) != check->value)
             return false;
-    }
     return true;
 }
 
@@ -399,7 +424,8 @@ static inline const struct memo *memo_at(const struct thread *thread, uint64_t p
     return thread->log_head - byte <= LOG_BYTES ? (const struct memo *)(thread->log + byte % LOG_BYTES) : NULL;
 }
 
-static inline uint32_t memo_find(struct thread *thread, uint64_t hash, uint64_t ip, uint64_t sp, uint64_t bp)
+/* The position of the entry for this stack, 0 if there is none. */
+static inline uint64_t memo_find(struct thread *thread, uint64_t hash, uint64_t ip, uint64_t sp, uint64_t bp)
 {
     const uint64_t *set = thread->index[hash % SETS];
     for (unsigned way = 0; way < WAYS; way++) {
@@ -407,20 +433,30 @@ static inline uint32_t memo_find(struct thread *thread, uint64_t hash, uint64_t 
             continue;
         const struct memo *memo = memo_at(thread, set[way] & 0xffffffffffffull);
         if (memo != NULL && memo->ip == ip && memo->sp == sp && (!memo->needs_bp || memo->bp == bp) &&
-            checks_hold(memo->check, memo->check + memo->checks))
-            return memo->node;
+            memo->era == (uint8_t)thread->era && checks_hold(memo->check, memo->check + memo->checks))
+            return set[way] & 0xffffffffffffull;
     }
     return 0;
 }
 
-/* Remembers the previous walk (frames[first ..]) under its key, in place of the set's oldest entry. */
-static void memo_add(struct thread *thread, uint64_t hash)
+/* Points to an entry from the set of `hash`, in place of the set's oldest. */
+static void memo_index(struct thread *thread, uint64_t hash, uint64_t position)
+{
+    uint64_t *set = thread->index[hash % SETS], *oldest = set;
+    for (unsigned way = 1; way < WAYS; way++)
+        if ((set[way] << 16) < (*oldest << 16))
+            oldest = &set[way];
+    *oldest = (hash >> 48 << 48) | position;
+}
+
+/* Remembers the previous walk (frames[first ..]); gives its position, 0 if it is too long. */
+static uint64_t memo_add(struct thread *thread)
 {
     const struct frame *frame = &thread->frames[thread->first];
     uint32_t checks = check_limit - frame->check;
     size_t bytes = (sizeof(struct memo) + checks * sizeof(struct check) + LOG_UNIT - 1) / LOG_UNIT * LOG_UNIT;
     if (bytes > LOG_BYTES / 8 || checks > UINT16_MAX)
-        return;
+        return 0;
     uint64_t start = thread->log_head;
     if (start == 0)
         start = LOG_BYTES; /* so that no position is 0 */
@@ -434,12 +470,9 @@ static void memo_add(struct thread *thread, uint64_t hash)
     memo->node = frame->node;
     memo->checks = (uint16_t)checks;
     memo->needs_bp = frame->needs_bp;
+    memo->era = (uint8_t)thread->era;
     memcpy(memo->check, thread->checks + frame->check, checks * sizeof(struct check));
-    uint64_t *set = thread->index[hash % SETS], *oldest = set;
-    for (unsigned way = 1; way < WAYS; way++)
-        if ((set[way] << 16) < (*oldest << 16))
-            oldest = &set[way];
-    *oldest = (hash >> 48 << 48) | start / LOG_UNIT;
+    return start / LOG_UNIT;
 }
 
 /* ---- the walk ------------------------------------------------------------------------------------------------------------ */
@@ -452,6 +485,8 @@ struct walk {
     bool changeable;     /* ended for a reason that no check can see */
     bool needs_bp;       /* what is behind depends on rbp */
     bool full;           /* cannot go by rules */
+    uint64_t hash;       /* memo_hash_more, 0 if the walk did not come that far */
+    uint64_t position;   /* the memo's entry, found on the way; 0: none */
 };
 
 /*
@@ -478,7 +513,7 @@ static inline bool rejoins(struct thread *thread, const struct frame *frame, uin
     return false;
 }
 
-static inline struct walk walk(struct thread *thread, uint64_t ip, uint64_t sp, uint64_t bp)
+static inline struct walk walk(struct thread *thread, uint64_t hash, uint64_t ip, uint64_t sp, uint64_t bp)
 {
     struct walk walk = {.join = depth_limit};
     struct frame *fresh = thread->fresh;
@@ -497,6 +532,12 @@ static inline struct walk walk(struct thread *thread, uint64_t ip, uint64_t sp, 
         enum step step = step_up(&thread->memory, frame, frame + 1);
         walk.count++;
         if (step == STEP_OK) {
+            if (walk.count == PROBE_FRAMES) {
+                walk.hash = memo_hash_more(hash, fresh);
+                walk.position = memo_find(thread, walk.hash, ip, sp, bp);
+                if (walk.position != 0)
+                    return walk;
+            }
             if (unlikely(walk.count == depth_limit)) {
                 walk.mark = HL_IP_CUT;
                 walk.cut = true;
@@ -517,6 +558,21 @@ static inline uint32_t check_add(struct thread *thread, uint32_t at, uint64_t ad
 {
     thread->checks[at - 1] = (struct check){address, value};
     return at - 1;
+}
+
+/* Copies a frame word by word: wider loads would wait for the narrow stores that have just been made. */
+static inline void frame_copy(struct frame *to, const struct frame *from)
+{
+    const uint64_t *in = &from->ip;
+    uint64_t *out = &to->ip;
+    for (unsigned i = 0; i < 6; i++) {
+        uint64_t word = in[i];
+        __asm__("" : "+r"(word));
+        out[i] = word;
+    }
+    to->uses_bp = from->uses_bp;
+    to->checks_bp = from->checks_bp;
+    to->interrupted = from->interrupted;
 }
 
 /*
@@ -542,13 +598,14 @@ static inline bool settle(struct thread *thread, const struct walk *walk, uint32
         if (frame->cfa_slot != 0)
             check = check_add(thread, check, frame->cfa_slot, caller->sp);
         needs_bp = frame->uses_bp || (frame->bp_slot == 0 && needs_bp);
-        frame->needs_bp = needs_bp;
-        frame->check = check;
         uint32_t child = trie_child(*node, frame->ip);
         if (unlikely(child == 0))
             return false;
-        frame->node = *node = child;
-        thread->frames[first + i] = *frame;
+        struct frame *kept = &thread->frames[first + i];
+        frame_copy(kept, frame);
+        kept->needs_bp = needs_bp;
+        kept->check = check;
+        kept->node = *node = child;
     }
     thread->cut = walk->cut;
     if (!walk->changeable)
@@ -559,8 +616,15 @@ static inline bool settle(struct thread *thread, const struct walk *walk, uint32
 static __attribute__((noinline)) uint32_t capture_walk(struct thread *thread, uint64_t hash, uint64_t ip, uint64_t sp,
                                                        uint64_t bp)
 {
-    struct walk found = walk(thread, ip, sp, bp);
+    struct walk found = walk(thread, hash, ip, sp, bp);
     uint32_t node;
+    thread->counters.frames += found.count;
+    if (found.position != 0) {
+        thread->counters.hits++;
+        memo_index(thread, hash, found.position);
+        return memo_at(thread, found.position)->node;
+    }
+    thread->counters.lost += found.mark == HL_IP_LOST;
     if (unlikely(found.full)) {
         uint64_t mark;
         thread->counters.full++;
@@ -568,16 +632,19 @@ static __attribute__((noinline)) uint32_t capture_walk(struct thread *thread, ui
         thread->counters.lost += mark == HL_IP_LOST;
         return insert(thread->ips[0], count, mark, &thread->counters);
     }
-    thread->counters.frames += found.count;
-    thread->counters.lost += found.mark == HL_IP_LOST;
     if (found.join < depth_limit)
         thread->counters.rejoined++;
     else
         thread->counters.walked++;
-    if (unlikely(!settle(thread, &found, &node)))
+    if (unlikely(!settle(thread, &found, &node))) {
         thread->counters.exhausted++;
-    else if (thread->first < depth_limit)
-        memo_add(thread, hash);
+    } else if (thread->first < depth_limit) {
+        uint64_t position = memo_add(thread);
+        if (position != 0)
+            memo_index(thread, hash, position);
+        if (position != 0 && found.hash != 0)
+            memo_index(thread, found.hash, position);
+    }
     return node;
 }
 
@@ -631,11 +698,14 @@ uint32_t stack_capture(uintptr_t ip, uintptr_t sp, uintptr_t bp)
         thread_forget(thread, era);
     thread->counters.captures++;
     uint64_t hash = memo_hash(ip, sp);
-    uint32_t node = memo_find(thread, hash, ip, sp, bp);
-    if (likely(node != 0))
+    uint64_t position = memo_find(thread, hash, ip, sp, bp);
+    uint32_t node;
+    if (likely(position != 0)) {
         thread->counters.hits++;
-    else
+        node = memo_at(thread, position)->node;
+    } else {
         node = capture_walk(thread, hash, ip, sp, bp);
+    }
 #ifdef HEAPLEDGER_CHECK_STACKS
     check_stack(node, ip, sp, bp);
 #endif
@@ -658,17 +728,21 @@ int stack_init(unsigned max_depth)
     return 0;
 }
 
+void stack_forget(void)
+{
+    __atomic_add_fetch(&era_now, 1, __ATOMIC_SEQ_CST);
+}
+
 void stack_flush(void)
 {
     unwind_flush();
-    /* After the rules are gone: a walk that began in the new era must not have used an old one. */
-    __atomic_add_fetch(&era_now, 1, __ATOMIC_SEQ_CST);
+    stack_forget(); /* after the rules are gone: a walk that began in the new era must not have used an old one */
 }
 
 void stack_fork_child(void)
 {
     trie_forget();
-    __atomic_add_fetch(&era_now, 1, __ATOMIC_SEQ_CST);
+    stack_forget();
     for (struct thread *thread = all_threads; thread != NULL; thread = thread->next)
         thread->owner = 0;
     making = false;

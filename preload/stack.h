@@ -29,6 +29,10 @@ int stack_init(unsigned max_depth);
  * may load at the same address meanwhile), and after dlopen. Any thread, lock-free. */
 void stack_flush(void);
 
+/* Forgets the stacks seen (not the rules for code, and no nodes): the next capture of each thread is a whole walk. For
+ * benchmarks and tests. */
+void stack_forget(void);
+
 /* In a fork child, before its first stack_capture: the image is a new one, forget all nodes. Only one thread runs. */
 void stack_fork_child(void);
 

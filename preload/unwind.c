@@ -8,7 +8,6 @@
 
 #include <errno.h>
 #include <stddef.h>
-#include <string.h>
 
 struct unwind_bucket *unwind_cache;
 uint32_t unwind_epoch_now = 1;
@@ -74,7 +73,7 @@ bool unwind_read_slow(struct unwind_memory *memory, uintptr_t address, uint64_t 
         if (page < end)
             learn(memory, page, end);
     }
-    memcpy(value, (const void *)address, sizeof *value);
+    *value = unwind_word(address);
     return true;
 }
 

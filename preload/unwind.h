@@ -36,10 +36,17 @@ struct unwind_memory {
 /* Reads 8 bytes at any address; false (value untouched) when they cannot be read. Costs a system call per unknown page. */
 bool unwind_read_slow(struct unwind_memory *memory, uintptr_t address, uint64_t *value);
 
+/* The word at an address. (-fno-builtin would make a call of memcpy.) */
+static inline uint64_t unwind_word(uintptr_t address)
+{
+    typedef uint64_t __attribute__((may_alias, aligned(1))) word;
+    return *(const word *)address;
+}
+
 static inline bool unwind_read(struct unwind_memory *memory, uintptr_t address, uint64_t *value)
 {
     if (__builtin_expect(address - memory->low < memory->room, 1)) {
-        __builtin_memcpy(value, (const void *)address, sizeof *value);
+        *value = unwind_word(address);
         return true;
     }
     return unwind_read_slow(memory, address, value);

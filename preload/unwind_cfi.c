@@ -38,9 +38,9 @@ int64_t cfi_sleb(const uint8_t **at)
     return (int64_t)value;
 }
 
-static uint16_t take_u16(const uint8_t **at) { uint16_t v; memcpy(&v, *at, sizeof v); *at += sizeof v; return v; }
-static uint32_t take_u32(const uint8_t **at) { uint32_t v; memcpy(&v, *at, sizeof v); *at += sizeof v; return v; }
-static uint64_t take_u64(const uint8_t **at) { uint64_t v; memcpy(&v, *at, sizeof v); *at += sizeof v; return v; }
+static uint16_t take_u16(const uint8_t **at) { uint16_t v; __builtin_memcpy(&v, *at, sizeof v); *at += sizeof v; return v; }
+static uint32_t take_u32(const uint8_t **at) { uint32_t v; __builtin_memcpy(&v, *at, sizeof v); *at += sizeof v; return v; }
+static uint64_t take_u64(const uint8_t **at) { uint64_t v; __builtin_memcpy(&v, *at, sizeof v); *at += sizeof v; return v; }
 
 enum { PE_ABSPTR = 0, PE_ULEB = 1, PE_U2 = 2, PE_U4 = 3, PE_U8 = 4, PE_SLEB = 9, PE_S2 = 10, PE_S4 = 11, PE_S8 = 12,
        PE_PCREL = 0x10, PE_DATAREL = 0x30, PE_INDIRECT = 0x80, PE_OMIT = 0xff };
@@ -69,7 +69,7 @@ bool cfi_pointer(const uint8_t **at, uint8_t encoding, uintptr_t data_base, uint
     if (*value != 0)
         *value += base;
     if ((encoding & PE_INDIRECT) && *value != 0)
-        memcpy(value, (const void *)*value, sizeof *value);
+        *value = unwind_word(*value);
     return true;
 }
 
