@@ -239,7 +239,8 @@ void image_stop(enum hl_stop reason, int error, const char *text)
     recording_off();
     hl_control_page->stop_reason = reason;
     hl_control_page->stop_errno = error;
-    __atomic_store_n(&hl_control_page->state, HL_STOPPED, __ATOMIC_SEQ_CST);
+    uint32_t running = HL_RUNNING; /* a process that is being held stays so, or nobody would let it go */
+    __atomic_compare_exchange_n(&hl_control_page->state, &running, HL_STOPPED, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     char line[256];
     size_t n = text_put(line, sizeof line, "S\t");
     n += text_put(line + n, sizeof line - n, text);

@@ -441,6 +441,18 @@ static int way_limit(void)
     return 0;
 }
 
+/* No file can be opened any more when a thread wants its ring. */
+static int way_nofile(void)
+{
+    struct rlimit limit = {3, 3};
+    pthread_t thread;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    pthread_create(&thread, NULL, short_life, NULL);
+    pthread_join(thread, NULL);
+    puts("joined");
+    return 0;
+}
+
 #define WAY(name) {#name, way_##name}
 static const struct {
     const char *name;
@@ -448,7 +460,7 @@ static const struct {
 } ways[] = {WAY(fork), WAY(rawfork), WAY(vfork), WAY(spawn), WAY(exec), WAY(exec_bare), WAY(exec_fail), WAY(exit_thread),
             WAY(return), WAY(exit), WAY(_exit), WAY(_Exit), WAY(quick_exit), WAY(abort), WAY(kill), WAY(signal),
             WAY(handler_allocates), WAY(longjmp), WAY(threads), WAY(thread_ends), WAY(many_threads), WAY(errno),
-            WAY(dlopen), WAY(dlopen_runpath), WAY(many), WAY(limit)};
+            WAY(dlopen), WAY(dlopen_runpath), WAY(many), WAY(limit), WAY(nofile)};
 
 int main(int argc, char **argv)
 {
