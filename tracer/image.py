@@ -30,6 +30,8 @@ from heapledger.tracer.resolve import Addresses
 
 #: Events kept back for a ring that is stalled; beyond it the stalled call is taken as it stands (73 bytes each).
 MAX_PENDING = 400_000
+#: The name of a thread that records is looked at this often (ns).
+NAME_NS = 5_000_000
 _FUTEX_WAKE = 1
 _SYS_FUTEX = 202
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -44,6 +46,7 @@ class _ThreadState:
     tid: int
     ring: spool.Ring
     generation: int
+    named_ns: int = 0
     row: dict[str, Any] = field(default_factory=dict)
 
 
@@ -282,6 +285,8 @@ class Image:
                 "end_ns": None,
             }
             self.writer.add_threads(self.process_id, [state.row])
+        elif state.ring.get("thread") == number and time.monotonic_ns() - state.named_ns > NAME_NS:
+            self._refresh_thread(state)
         ended = events.kind == Kind.THREAD_END
         if ended.any():
             state.row["end_ns"] = int(events.time[np.flatnonzero(ended)[-1]])
@@ -291,14 +296,17 @@ class Image:
         """Names may change after the first event; rings of threads that are gone go back to the shim."""
         for state in list(self.threads.values()):
             ring = state.ring
-            if ring.get("generation") != state.generation or ring.get("thread") != state.number:
-                continue
-            name = _comm(self.pid, state.tid)
-            if name is None:
-                self._free_ring(state)
-            elif name != state.row["name"]:
-                state.row["name"] = name
-                self.writer.add_threads(self.process_id, [{"number": state.number, "name": name}])
+            if ring.get("generation") == state.generation and ring.get("thread") == state.number:
+                self._refresh_thread(state)
+
+    def _refresh_thread(self, state: _ThreadState) -> None:
+        state.named_ns = time.monotonic_ns()
+        name = _comm(self.pid, state.tid)
+        if name is None:
+            self._free_ring(state)
+        elif name != state.row["name"]:
+            state.row["name"] = name
+            self.writer.add_threads(self.process_id, [{"number": state.number, "name": name}])
 
     def _free_ring(self, state: _ThreadState) -> None:
         """Gives the ring of a dead thread back, once it is drained. A dead owner cannot write any more."""

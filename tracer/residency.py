@@ -14,6 +14,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,42 +134,31 @@ class Reading:
         )
 
 
-_KB_FIELDS = {b"Rss": "rss", b"Pss": "pss", b"Swap": "swap", b"Anonymous": "anonymous"}
+_FIELDS = {b"Rss": "rss", b"Pss": "pss", b"Swap": "swap", b"Anonymous": "anonymous"}
+#: The lines of smaps that are wanted: a VMA's first line, sizes in kB, VmFlags.
+_LINE = re.compile(
+    rb"^(?:([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *(.*)"
+    rb"|(Rss|Pss|Swap|Anonymous|Private_Clean|Private_Dirty): +(\d+) kB|VmFlags: (.*))$",
+    re.MULTILINE,
+)
 
 
 def parse_smaps(text: bytes) -> list[Vma]:
     """The paragraphs of /proc/PID/smaps, or of a copy of it."""
     vmas: list[Vma] = []
-    for line in text.splitlines():
-        name, colon, value = line.partition(b":")
-        if colon and b"-" not in name and b" " not in name:
-            if not vmas:
-                continue
-            vma = vmas[-1]
-            if name in _KB_FIELDS:
-                setattr(vma, _KB_FIELDS[name], int(value.split()[0]) * 1024)
-            elif name in (b"Private_Clean", b"Private_Dirty"):
-                vma.private += int(value.split()[0]) * 1024
-            elif name == b"VmFlags":
-                vma.flags = value.decode().strip()
+    for low, high, perms, offset, device, inode, path, name, size, flags in _LINE.findall(text):
+        if low:
+            where = (int(low, 16), int(high, 16), perms.decode(), int(offset, 16), device.decode(), int(inode))
+            vmas.append(Vma(*where, path.decode(errors="replace")))
+        elif not vmas:
             continue
-        vmas.append(_parse_head(line))
+        elif name in _FIELDS:
+            setattr(vmas[-1], _FIELDS[name], int(size) * 1024)
+        elif name:
+            vmas[-1].private += int(size) * 1024
+        else:
+            vmas[-1].flags = flags.decode().strip()
     return vmas
-
-
-def _parse_head(line: bytes) -> Vma:
-    fields = line.split(None, 5)
-    low, _, high = fields[0].partition(b"-")
-    path = fields[5].decode(errors="replace") if len(fields) > 5 else ""
-    return Vma(
-        start=int(low, 16),
-        end=int(high, 16),
-        perms=fields[1].decode(),
-        offset=int(fields[2], 16),
-        device=fields[3].decode(),
-        inode=int(fields[4]),
-        path=path,
-    )
 
 
 def _categories(flags: U64) -> U8:
@@ -239,6 +229,9 @@ def _clip(vma: Vma, regions: npt.NDArray[Any]) -> None:
     low = int(np.searchsorted(regions["end"], vma.start, side="right"))
     high = int(np.searchsorted(regions["start"], vma.end, side="left"))
     part = regions[low:high]
+    if len(part) == 0 and (pages := (vma.end - vma.start) // PAGE) <= _MAX_RUN:
+        vma.pages, vma.category = np.array([pages], np.uint32), np.zeros(1, np.uint8)
+        return
     category = _categories(part["categories"])
     # Page-table markers (guards, write-protect) look swapped; only what smaps calls swap is swap.
     if vma.swap == 0:

@@ -24,6 +24,8 @@ from heapledger.tracer.stopped import OnStatus, stopped
 PEAK_STEP_SHARE, PEAK_STEP_BYTES = 0.02, 256 << 10
 #: Peak snapshots may cost this share of the time since the process was found, and this much at once (ns).
 PEAK_SHARE, PEAK_GRACE_NS = 0.03, 4_000_000
+#: While RSS grows a snapshot waits for the top, at most this long (ns).
+PEAK_GROWTH_NS = 100_000_000
 #: RSS is looked at this often (ns) for a new peak; it costs 6 µs.
 PEAK_LOOK_NS = 5_000_000
 
@@ -58,6 +60,8 @@ class Watch:
         self._snapshot_due_ns = now + options.snapshot_every_ns
         self._look_due_ns = now
         self._peak_rss = 0
+        self._last_rss = 0
+        self._growing_since_ns = 0
         self._peak_id = 0
         self._spent_ns = 0
         self._last_cost_ns = 2_000_000
@@ -100,12 +104,19 @@ class Watch:
             self.image.refresh_threads()
 
     def _look_for_peak(self, now_ns: int) -> None:
+        """Takes a snapshot of a new peak, once it has stopped growing (or has grown for PEAK_GROWTH_NS)."""
         assert self.sampler is not None
-        rss = self.sampler.rss()
+        rss, before = self.sampler.rss(), self._last_rss
+        self._last_rss = rss
         if rss <= self._peak_rss + max(PEAK_STEP_BYTES, int(self._peak_rss * PEAK_STEP_SHARE)):
+            self._growing_since_ns = 0
+            return
+        self._growing_since_ns = self._growing_since_ns or now_ns
+        if rss > before and now_ns - self._growing_since_ns < PEAK_GROWTH_NS:
             return
         if self._spent_ns + self._last_cost_ns > (now_ns - self._born_ns) * PEAK_SHARE + PEAK_GRACE_NS:
             return
+        self._growing_since_ns = 0
         self.snapshot("peak")
 
     # ---- snapshots
