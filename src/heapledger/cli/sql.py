@@ -50,7 +50,7 @@ def command(file: str, statement: str, form: str, timeout: float | None) -> None
     from heapledger.store.sql import Database
 
     if statement == "-":
-        statement = click.get_text_stream("stdin").read()
+        statement = sys.stdin.read()
     with common.opened(file) as trace, Database(trace, timeout_s=timeout) as database:
         names, rows = database.execute(statement)
         if form == "table":

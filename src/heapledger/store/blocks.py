@@ -8,7 +8,7 @@ A codec is written into the file as `order.transform.width`, e.g. `time.delta.3`
                 `delta`   v[i] - v[i-1], zigzag             (v[-1] is 0, all arithmetic is modulo 2**64)
                 `second`  the difference of the differences, zigzag: seq is almost an arithmetic progression
                 `exit`    v - seq, zigzag: a call that nothing overlaps returns one number later
-                `chunk`   v - (the chunk that malloc(size) needs + 1), zigzag, for allocations; v for the rest
+                `chunk`   v - (the chunk that malloc(size) needs + 1) for allocations, v for the rest; zigzag
     width       bytes a residual, 0 to 8; the residuals are stored as byte planes (see store.planes). 0: all are 0
 
 Example: the times 5, 7, 7 become `time.delta.1`: differences 5 2 0, zigzag 10 4 0, planes 0a 04 00, then zstd.
@@ -21,6 +21,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,13 +72,29 @@ class Column:
     data: bytes
 
 
-@dataclass(slots=True)
+@dataclass
 class _Context:
     """What a transform may look at beside its own column."""
 
     count: int
-    allocation: npt.NDArray[np.bool_]
     columns: Mapping[str, U64]
+
+    @cached_property
+    def allocation(self) -> npt.NDArray[np.bool_]:
+        """Which events are allocations, by the low byte of `kind`."""
+        return _IS_ALLOCATION[self.columns["kind"].astype(np.uint8)]
+
+    @cached_property
+    def split(self) -> npt.NDArray[np.intp]:
+        """Indices of the allocations, then of the rest."""
+        return np.concatenate([np.flatnonzero(self.allocation), np.flatnonzero(~self.allocation)])
+
+    @cached_property
+    def unsplit(self) -> npt.NDArray[np.intp]:
+        """The place of each event in the `split` order."""
+        places = np.empty(self.count, np.intp)
+        places[self.split] = np.arange(self.count)
+        return places
 
 
 def checksum(name: str, codec: str, count: int, data: bytes) -> int:
@@ -114,23 +132,11 @@ _DECODE: dict[str, Callable[[U64, _Context], U64]] = {
 }
 
 
-def _split(values: U64, allocation: npt.NDArray[np.bool_]) -> U64:
-    return np.concatenate([values[allocation], values[~allocation]])
-
-
-def _unsplit(values: U64, allocation: npt.NDArray[np.bool_]) -> U64:
-    out = np.empty_like(values)
-    allocations = int(np.count_nonzero(allocation))
-    out[allocation] = values[:allocations]
-    out[~allocation] = values[allocations:]
-    return out
-
-
 def encode_column(name: str, context: _Context, order: str, transform: str) -> Column:
     """One column with a given codec; `context` holds all columns of the block as u64."""
     residual = _ENCODE[transform](context.columns[name], context)
     if order == "split":
-        residual = _split(residual, context.allocation)
+        residual = residual[context.split]
     width, data = planes.pack(residual)
     codec = f"{order}.{transform}.{width}"
     return Column(codec, width * context.count, checksum(name, codec, context.count, data), data)
@@ -139,7 +145,7 @@ def encode_column(name: str, context: _Context, order: str, transform: str) -> C
 def context_of(events: Events) -> _Context:
     """The columns of `events` as u64, and which events are allocations."""
     columns = {name: np.ascontiguousarray(getattr(events, name), np.uint64) for name in COLUMNS}
-    return _Context(len(events), _IS_ALLOCATION[events.kind], columns)
+    return _Context(len(events), columns)
 
 
 def encode_block(events: Events) -> dict[str, Column]:
@@ -165,8 +171,6 @@ def needs(codec: str) -> set[str]:
 
 def verify(name: str, count: int, column: Column) -> None:
     """TraceError unless the column is one that was written with this name, codec and count."""
-    if not 0 <= count <= BLOCK_EVENTS:
-        raise TraceError(f"a block claims {count} events")
     if checksum(name, column.codec, count, column.data) != column.crc:
         raise TraceError(f"column {name} is damaged (checksum)")
 
@@ -177,15 +181,18 @@ def decode_block(count: int, columns: Mapping[str, Column], wanted: Iterable[str
     `columns` holds at least the wanted ones and those they need. TraceError if any of them is damaged or missing; what
     a damaged one can cost is bounded by BLOCK_EVENTS.
     """
-    events = Events.empty(0)
-    context = _Context(count, np.zeros(0, np.bool_), {})
+    if not 0 <= count <= BLOCK_EVENTS:
+        raise TraceError(f"a block claims {count} events")
     wanted = set(COLUMNS if wanted is None else wanted)
     done: dict[str, U64] = {}
-    context.columns = done
+    context = _Context(count, done)
+    decoded: dict[str, Any] = {}
     for name, dtype in COLUMNS.items():
-        values = _decode(name, columns, context, done) if name in wanted else np.zeros(count, np.uint64)
-        setattr(events, name, values.astype(dtype, copy=False))
-    return events
+        if name in wanted:
+            decoded[name] = _decode(name, columns, context, done).astype(dtype, copy=False)
+        else:
+            decoded[name] = np.zeros(count, dtype)
+    return Events(**decoded)
 
 
 def _decode(name: str, columns: Mapping[str, Column], context: _Context, done: dict[str, U64]) -> U64:
@@ -203,10 +210,8 @@ def _decode(name: str, columns: Mapping[str, Column], context: _Context, done: d
             raise TraceError(f"column {name} needs itself")
         # Only `kind`, `size` and `seq` are ever needed; a hostile file could still make two of them need each other.
         _decode(other, {k: v for k, v in columns.items() if k != name}, context, done)
-    if order == "split" or transform == "chunk":
-        context.allocation = _IS_ALLOCATION[(done["kind"] & np.uint64(255)).astype(np.uint8)]
     residual = planes.unpack(column.data, width, context.count)
-    if order == "split":
-        residual = _unsplit(residual, context.allocation)
+    if order == "split" and width:
+        residual = residual[context.unsplit]
     done[name] = _DECODE[transform](residual, context)
     return done[name]

@@ -33,6 +33,8 @@ FAN_OUT = 8
 LEVEL_0 = 1 << 18
 _COLUMNS = 6
 _HEAD = struct.Struct("<BI")
+#: Arrays a builder keeps before it joins them.
+_PARTS = 256
 
 
 @dataclass(slots=True, frozen=True)
@@ -108,6 +110,8 @@ class Builder:
         if whole:
             self._buckets.append(points.part(0, whole).merged(self._points))
             self._count += whole // self._points
+        if len(self._buckets) > _PARTS:
+            self._buckets = [_joined(self._buckets)]
         while self._count > self._limit:
             self._halve()
 

@@ -60,7 +60,8 @@ class _Buffer:
 class TraceWriter:
     """The one writer of a trace file. Methods may be called from several threads.
 
-    Every failure to write is a HeapledgerError; what had been flushed before it stays readable.
+    Every failure to write is a HeapledgerError, and the end of the writer: it takes nothing more, so that no event can
+    be missing in the middle. What had been flushed before stays readable.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class TraceWriter:
     def _setup(self, path: Path) -> None:
         self.path = path
         self.closed = False
+        self._failed: HeapledgerError | None = None
         self._lock = threading.RLock()
         self._buffers: dict[int, _Buffer] = {}
         self._columns: dict[str, dict[str, Any]] = {}
@@ -314,6 +316,9 @@ class TraceWriter:
         if self.closed:
             return
         try:
+            if self._failed is not None:
+                self._connection.rollback()  # what is not whole goes; the failure has been told
+                return
             self.flush()
             with self._guard():
                 self._update("session", 1, {"end_ns": end_ns})
@@ -388,11 +393,15 @@ class TraceWriter:
     def _guard(self) -> Iterator[None]:
         """One caller at a time; SQLite's errors become ours, with what to do about them."""
         with self._lock:
+            if self._failed is not None:
+                raise self._failed
+            if self.closed:
+                raise HeapledgerError(f"{str(self.path)!r} has been closed")
             try:
                 yield
             except sqlite3.Error as error:
-                # A failed write has been undone, perhaps with its whole transaction: what was flushed before stays.
-                raise _write_error(self.path, error) from error
+                self._failed = _write_error(self.path, error)
+                raise self._failed from error
 
 
 def _names(row: Iterable[str]) -> str:
