@@ -226,6 +226,15 @@ def plain(*argv: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[
     return _call(argv, dict(os.environ), stdin, 60)
 
 
+def rows_said(text: bytes) -> list[tuple[int, ...]]:
+    """What tests/native/shim_calls.c printed: (kind, addr, size, arg, arg2, word) of each call."""
+    rows: list[tuple[int, ...]] = []
+    for line in text.decode().splitlines():
+        kind, *rest = line.split()
+        rows.append((int(kind), *(int(value, 16) for value in rest)))
+    return rows
+
+
 @pytest.fixture(scope="session")
 def shim_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_shim(tmp_path_factory.mktemp("shim"))
@@ -248,6 +257,7 @@ __all__ = [
     "SpoolError",
     "build_shim",
     "plain",
+    "rows_said",
     "shim",
     "shim_library",
 ]

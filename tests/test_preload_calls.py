@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from preload_spool import Shim, shim, shim_library  # noqa: F401
+from preload_spool import Shim, rows_said, shim, shim_library  # noqa: F401
 
 from heapledger.store.events import Kind
 
 Native = Callable[..., Path]
-
-
-def _said(text: bytes) -> list[tuple[int, ...]]:
-    rows = []
-    for line in text.decode().splitlines():
-        kind, *rest = line.split()
-        rows.append((int(kind), *(int(value, 16) for value in rest)))
-    return rows
 
 
 def test_every_interposed_function_is_recorded_to_the_byte(shim: Shim, native: Native) -> None:  # noqa: F811
@@ -25,7 +17,7 @@ def test_every_interposed_function_is_recorded_to_the_byte(shim: Shim, native: N
     assert run.code == 0
     rows = run.first.rows()
     start = next(i for i, row in enumerate(rows) if row[0] == Kind.MALLOC and row[2] == 0x12345)
-    said = _said(run.stdout)
+    said = rows_said(run.stdout)
     assert rows[start + 1 : start + 1 + len(said)] == said
     assert rows[start + 1 + len(said)][0] == Kind.EXIT
     run.first.check()

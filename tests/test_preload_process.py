@@ -22,7 +22,7 @@ def program(native: Native) -> Path:
 
 
 def _sizes(image: Recorded) -> list[int]:
-    return image.of(Kind.MALLOC).size.tolist()
+    return [int(size) for size in image.of(Kind.MALLOC).size]
 
 
 # ---- children
@@ -260,7 +260,8 @@ def test_a_threads_stack_is_where_the_kernel_maps_it(shim: Shim, program: Path) 
     assert int(start.arg[1]) == low
     assert int(start.addr[1]) == pointer
     lines = [line.split() for line in image.maps.splitlines()]
-    ranges = [(*(int(end, 16) for end in line[0].split("-")), line[1]) for line in lines]
+    ends = [[int(end, 16) for end in line[0].split("-")] for line in lines]
+    ranges = [(start, end, line[1]) for (start, end), line in zip(ends, lines, strict=True)]
     assert any(end == low and mode == "---p" for _, end, mode in ranges), "the guard ends where the stack begins"
     assert any(start <= low and high <= end and mode == "rw-p" for start, end, mode in ranges)
 
