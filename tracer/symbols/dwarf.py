@@ -5,6 +5,7 @@ Each part that turns out damaged is given up alone: a unit without a usable line
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from array import array
 from types import ModuleType
@@ -159,8 +160,13 @@ class Dwarf:
             pairs = self._root_ranges(unit, root)
         except PARSE_ERRORS:
             return []
-        spans = list(zip(pairs[::2], pairs[1::2], strict=True))
-        return [offset for offset in offsets if any(low <= offset < high for low, high in spans)]
+        mine: set[int] = set()
+        for low, high in zip(pairs[::2], pairs[1::2], strict=True):
+            at = bisect.bisect_left(offsets, low)
+            while at < len(offsets) and offsets[at] < high and offsets[at] not in mine:
+                mine.add(offsets[at])
+                at += 1
+        return sorted(mine)
 
     def _root_ranges(self, unit: Any, root: dict[int, tuple[int, int]]) -> list[int]:
         if AT_RANGES in root:

@@ -6,10 +6,12 @@ DamagedError here, and no more than an unresolved frame outside this package.
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import os
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from elftools.common.exceptions import ELFError
 from elftools.construct import ConstructError
@@ -23,8 +25,9 @@ MAX_INFLATED_BYTES = 1 << 30
 # Deflate cannot expand by more than 1032:1 (RFC 1951: 258 bytes out of a 2-bit code). zstd can by far more (a 4-byte
 # block stands for up to 128 KiB), but no compiler's output does: the same bound serves.
 MAX_EXPANSION = 1040
-SHF_ALLOC = 0x2
+SHF_EXECINSTR = 0x4
 SHF_COMPRESSED = 0x800
+PF_X = 1
 ELFCOMPRESS_ZLIB = 1
 ELFCOMPRESS_ZSTD = 2
 NT_GNU_BUILD_ID = 3
@@ -139,6 +142,16 @@ def inflate_zstd(packed: bytes, declared: int) -> bytes:
     return plain
 
 
+class Segment(NamedTuple):
+    """A program header: p_type, p_offset, p_vaddr, p_filesz, and whether PF_X is set."""
+
+    kind: str
+    offset: int
+    address: int
+    size: int
+    executable: bool
+
+
 class Elf:
     """An open ELF file. Little-endian only; `close` it, or use it as a context."""
 
@@ -165,12 +178,17 @@ class Elf:
             raise DamagedError("too many sections")
         self.sections: dict[str, Section] = {}
         self._ordered: list[Section] = []
+        self._code: list[tuple[int, int]] = []
         for section in self._elf.iter_sections():
             name = section.name
             legacy = name.startswith(".zdebug_")
             mine = Section(self._stream, section.header, self.file_size, legacy, self.wide)
             self._ordered.append(mine)
+            if mine.flags & SHF_EXECINSTR:
+                self._code.append((mine.address, mine.address + int(section.header["sh_size"])))
             self.sections.setdefault("." + name[2:] if legacy else name, mine)
+
+        self._code.sort()
 
     def section(self, name: str) -> Section | None:
         """The section of that name, if it holds bytes."""
@@ -183,25 +201,38 @@ class Elf:
 
     def build_id(self) -> str | None:
         """The GNU build-id in hex, from the note sections, or from the PT_NOTE segments where there are no sections."""
+        try:
+            return self._build_id()
+        except PARSE_ERRORS:
+            return None
+
+    def _build_id(self) -> str | None:
         for section in self._ordered:
             if section.type == "SHT_NOTE" and section.size:
                 found = find_build_id(section.read(0, NOTE_LIMIT_BYTES))
                 if found:
                     return found
-        for kind, offset, _, size in self.segments():
-            if kind == "PT_NOTE":
-                size = min(size, NOTE_LIMIT_BYTES)
-                found = find_build_id(os.pread(self._stream.fileno(), size, offset) if offset < self.file_size else b"")
+        for note in self.segments():
+            if note.kind == "PT_NOTE" and note.offset < self.file_size:
+                held = os.pread(self._stream.fileno(), min(note.size, NOTE_LIMIT_BYTES), note.offset)
+                found = find_build_id(held)
                 if found:
                     return found
         return None
 
-    def segments(self) -> list[tuple[str, int, int, int]]:
-        """(p_type, p_offset, p_vaddr, p_filesz) of each program header."""
-        return [
-            (str(s["p_type"]), int(s["p_offset"]), int(s["p_vaddr"]), int(s["p_filesz"]))
-            for s in self._elf.iter_segments()
-        ]
+    def segments(self) -> list[Segment]:
+        """The program headers, in their order; those before the first that cannot be read."""
+        found = []
+        with contextlib.suppress(*PARSE_ERRORS):
+            for s in self._elf.iter_segments():
+                place = int(s["p_offset"]), int(s["p_vaddr"]), int(s["p_filesz"])
+                found.append(Segment(str(s["p_type"]), *place, bool(s["p_flags"] & PF_X)))
+        return found
+
+    def is_code(self, address: int) -> bool:
+        """Whether an ELF address lies in a section of instructions. True where the file does not say (no sections)."""
+        at = bisect.bisect_right(self._code, address, key=lambda span: span[0]) - 1
+        return not self._code or (at >= 0 and address < self._code[at][1])
 
     def close(self) -> None:
         self._stream.close()
@@ -242,24 +273,25 @@ def build_id(path: str | Path) -> str | None:
         return None
 
 
-def load_bias(path: str | Path, mapped_start: int, file_offset: int) -> int:
+def load_bias(path: str | Path, mapped_start: int, file_offset: int, executable: bool | None = None) -> int:
     """What to take from a run-time address to get the ELF's own: a line of /proc/PID/maps against the PT_LOAD headers.
 
     `mapped_start` is the address where the byte `file_offset` of the file is mapped. The loader maps whole pages, and
-    the last page of one segment is often the first of the next, so the segment that begins in the page of `file_offset`
-    goes before one that only holds it (a mapping that mprotect split). Without either, or when it is not an ELF file,
-    the file is taken as mapped from address 0 on.
+    one page of a file is often the end of one segment and the start of the next: mapped twice, at two addresses, with
+    the same offset in both lines. So say whether the line is an `executable` one; where that is not said (None) an
+    executable segment goes before others. A segment that begins in the page of `file_offset` goes before one that only
+    holds it (a mapping that mprotect split). Without either, or when it is not an ELF file, the file is taken as mapped
+    from address 0 on.
     """
     try:
         with Elf(Path(path)) as elf:
-            segments = elf.segments()
+            loads = [segment for segment in elf.segments() if segment.kind == "PT_LOAD"]
     except PARSE_ERRORS:
-        segments = []
-    loads = [(offset, address, size) for kind, offset, address, size in segments if kind == "PT_LOAD"]
-    for offset, address, _ in loads:
-        if offset & ~(PAGE_BYTES - 1) == file_offset:
-            return mapped_start - (address - offset + file_offset)
-    for offset, address, size in loads:
-        if offset <= file_offset < offset + size:
-            return mapped_start - (address - offset + file_offset)
+        loads = []
+    loads = [load for load in loads if executable is None or load.executable == executable]
+    loads.sort(key=lambda load: not load.executable)
+    begins = [load for load in loads if load.offset & ~(PAGE_BYTES - 1) == file_offset]
+    holds = [load for load in loads if load.offset <= file_offset < load.offset + load.size]
+    for load in begins + holds:
+        return mapped_start - (load.address - load.offset + file_offset)
     return mapped_start - file_offset

@@ -96,7 +96,10 @@ def read_link(elf: Elf, name: str) -> tuple[str, bytes] | None:
     section = elf.section(name)
     if section is None:
         return None
-    held = section.read(0, NAME_LIMIT_BYTES)
+    try:
+        held = section.read(0, NAME_LIMIT_BYTES)
+    except PARSE_ERRORS:
+        return None
     end = held.find(0)
     return (held[:end].decode("utf-8", "surrogateescape"), held) if end > 0 else None
 

@@ -10,7 +10,7 @@ from types import ModuleType
 from heapledger.tracer.symbols.damaged import DamagedError
 from heapledger.tracer.symbols.demangle import demangle
 from heapledger.tracer.symbols.dwarf import Dwarf, Found, decoded
-from heapledger.tracer.symbols.elf import PARSE_ERRORS, Elf
+from heapledger.tracer.symbols.elf import PARSE_ERRORS, Elf, Section
 from heapledger.tracer.symbols.frame import Frame
 from heapledger.tracer.symbols.locate import by_altlink, by_build_id, by_debuglink
 
@@ -97,7 +97,8 @@ class Module:
     def _table_symbols(self, elf: Elf, table: str, offsets: list[int]) -> dict[int, str]:
         section = elf.section(table)
         strings = elf.linked(section) if section is not None else None
-        if section is None or strings is None:
+        offsets = [offset for offset in offsets if elf.is_code(offset)]
+        if section is None or strings is None or not offsets:
             return {}
         try:
             names, _ = self._engine.covering_symbols(section.data(), section.entry_size, elf.wide, array("Q", offsets))
@@ -111,7 +112,7 @@ class Module:
             self._mini_tried = True
             section = self._image.section(".gnu_debugdata")
             if section is not None:
-                self._mini = unpack_minidebuginfo(section.data(), self._image.path)
+                self._mini = unpack_minidebuginfo(section, self._image.path)
         return self._mini
 
     def close(self) -> None:
@@ -120,13 +121,13 @@ class Module:
                 elf.close()
 
 
-def unpack_minidebuginfo(packed: bytes, path: Path) -> Elf | None:
+def unpack_minidebuginfo(section: Section, path: Path) -> Elf | None:
     """Decompressed into an unnamed temporary file, never more than MINI_LIMIT_BYTES of it."""
     import lzma  # few files have one: only those pay for the imports
     import tempfile
 
     try:
-        plain = lzma.LZMADecompressor(lzma.FORMAT_XZ, LZMA_MEMORY_BYTES).decompress(packed, MINI_LIMIT_BYTES)
+        plain = lzma.LZMADecompressor(lzma.FORMAT_XZ, LZMA_MEMORY_BYTES).decompress(section.data(), MINI_LIMIT_BYTES)
         stream = tempfile.TemporaryFile()  # noqa: SIM115  (the Elf closes it)
         stream.write(plain)
         stream.flush()

@@ -1,0 +1,120 @@
+"""Readable names, against c++filt (which also knows Rust's two schemes)."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from symbols_programs import tool
+
+from heapledger.tracer.symbols import demangle as demangle_module
+from heapledger.tracer.symbols import rust
+from heapledger.tracer.symbols.demangle import demangle
+
+# What c++filt shows, and addr2line -C and we do not: crates' disambiguators, the legacy hash, types of const arguments.
+VERBOSE = re.compile(
+    r"\[[0-9a-f]{1,16}\]|::h[0-9a-f]{16}$|(?<=[\w'}]): (?:[ui](?:8|16|32|64|128|size)|bool|char)(?=[>,\]])"
+)
+
+RUST_NAMES = (
+    "_ZN4core3fmt9Formatter3pad17h0123456789abcdefE",
+    "_ZN71_$LT$Test$u20$$u2b$$u20$$u27$static$u20$as$u20$foo..Bar$LT$Test$GT$$GT$3bar17h930b740aa94f1d3aE",
+    "_ZN13test$u20$test4foob17h05af221e174051e9E",
+    "_RNvCs1234_7mycrate3foo",
+    "_RNvNtCs1234_7mycrate4util6helper",
+    "_RINvCs1234_7mycrate3fooTlmjEE",
+    "_RNvMs_Cs4fqI2P2rA04_13const_genericINtB4_3BarKh1_E3foo",
+    "_RNCNCNgCs6DXkGYLi8lr_2cc5spawn00B5_",
+    "_RNCINkXs25_NgCsbmNqQUJIY6D_4core5sliceINyB9_4IterhENuNgNoBb_4iter8iterator8Iterator9rpositionNCNgNpB9_6memchr7"
+    "memrchrs_0E0Bb_",
+    "_RMCs4fqI2P2rA04_13const_genericINtB0_8UnsignedKhb_E",
+    "_RMCs4fqI2P2rA04_13const_genericINtB0_6SignedKsn98_E",
+    "_RMCs4fqI2P2rA04_13const_genericINtB0_4BoolKb1_E",
+    "_RMCs4fqI2P2rA04_13const_genericINtB0_4CharKc76_E",
+    "_RNvC6_123foo3bar",
+    "_RINbNbCskIICzLVDPPb_5alloc5alloc8box_freeDINbNiB4_5boxed5FnBoxuEp6OutputuEL_ECs1iopQbuBiw2_3std",
+    "_RNvMC0INtC8arrayvec8ArrayVechKj7b_E3new",
+    "_RNvYNtC1a1bNtC1c1d1e",
+    "_RINvC1a1bFUKCRShQTEPlOtEuE",
+    "_RINvC1a1bFG_RL0_hEuE",
+)
+
+
+def cxxfilt(names: list[str]) -> list[str]:
+    done = subprocess.run([tool("c++filt")], input="\n".join(names), capture_output=True, text=True, check=True)
+    return [VERBOSE.sub("", line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("name", RUST_NAMES)
+def test_a_rust_name_reads_as_in_cxxfilt(name: str) -> None:
+    assert demangle(name) == cxxfilt([name])[0]
+
+
+def test_the_names_that_libstdcxx_exports_read_as_in_cxxfilt() -> None:
+    library = Path("/usr/lib/x86_64-linux-gnu/libstdc++.so.6")
+    if not library.exists():
+        pytest.skip("libstdc++ is not where Debian has it")
+    listing = subprocess.run([tool("nm"), "-D", str(library)], capture_output=True, text=True, check=True).stdout
+    names = sorted({line.split()[-1].partition("@")[0] for line in listing.splitlines() if " _Z" in line})
+    assert len(names) > 3000
+    assert [demangle(name) for name in names] == cxxfilt(names)
+
+
+@pytest.mark.slow
+def test_every_symbol_of_a_rust_program_reads_as_in_cxxfilt(tmp_path: Path) -> None:
+    (tmp_path / "p.rs").write_text('fn main() { println!("{:?}", std::env::args().collect::<Vec<_>>()); }')
+    command = [tool("rustc"), "-O", "-Csymbol-mangling-version=v0", "-o", "p", "p.rs"]
+    if subprocess.run(command, cwd=tmp_path, capture_output=True).returncode:
+        pytest.skip("rustc cannot build here")
+    listing = subprocess.run([tool("nm"), "p"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    names = sorted({w for line in listing.splitlines() if (w := line.split()[-1]).startswith(("_R", "_ZN"))})
+    names = [name for name in names if "." not in name]
+    assert len(names) > 100
+    assert [demangle(name) for name in names] == cxxfilt(names)
+
+
+@pytest.mark.parametrize("name", ["malloc", "", "_Z", "_R", "_ZN", "_RNv", "_Z3fo", "_ZN3fooE17h", "_RB_", "_RNvB_1a"])
+def test_a_name_that_is_not_mangled_or_wrongly_stays_as_it_is(name: str) -> None:
+    assert demangle(name) == name
+
+
+def test_back_references_cannot_make_a_short_name_endless() -> None:
+    """Each tuple refers twice to the one before it: 2 to the 60th in full."""
+    name = "_RINvC1a1b"
+    places = []
+    for _ in range(60):
+        here = len(name) - 2
+        name += "T" + ("uu" if not places else f"B{places[-1]}B{places[-1]}") + "E"
+        places.append(base62(here))
+    start = time.perf_counter()
+    assert demangle(name + "E") == name + "E"
+    assert time.perf_counter() - start < 5
+
+
+def base62(number: int) -> str:
+    """As back references are written: 0 is `_`, 1 is `0_`."""
+    if number == 0:
+        return "_"
+    number -= 1
+    digits = ""
+    while True:
+        digits = rust.DIGITS[number % 62] + digits
+        number //= 62
+        if not number:
+            return digits + "_"
+
+
+def test_very_long_names_stay_mangled() -> None:
+    name = "_ZN" + "1a" * 10_000 + "Ev"
+    assert demangle(name) == name
+
+
+@pytest.mark.parametrize("module", [demangle_module, rust])
+def test_the_examples_in_the_docstrings_hold(module: object) -> None:
+    result = doctest.testmod(module)  # type: ignore[arg-type]
+    assert result.attempted
+    assert not result.failed
