@@ -165,12 +165,13 @@ static bool is_restorer(uintptr_t pc)
 }
 
 /*
- * A return address that was put there by hand: the first byte of a function, with no code in front. That is how
- * makecontext ends a coroutine's stack (glibc's __start_context, whose CFI does not say so), and others do alike.
+ * Code without CFI that is the outermost all the same: where the process began; or a return address that was put there by
+ * hand, the first byte of a function, with no code in front. That is how makecontext ends a coroutine's stack (glibc's
+ * __start_context, whose CFI does not say so), and others do alike.
  */
-static bool is_outermost_entry(uintptr_t pc)
+static bool is_outermost(uintptr_t key)
 {
-    return unwind_find_fde(pc) != NULL;
+    return unwind_is_process_entry(key - 1) || unwind_find_fde(key) != NULL;
 }
 
 static uint32_t make(uintptr_t key)
@@ -179,7 +180,7 @@ static uint32_t make(uintptr_t key)
     if (key == 0 || key >= UNWIND_USER_LIMIT)
         return pack(UNWIND_GUESS, 0, 0);
     const uint8_t *fde = unwind_find_fde(key - 1);
-    if (fde == NULL && is_outermost_entry(key))
+    if (fde == NULL && is_outermost(key))
         return pack(UNWIND_END, 0, 0);
     if (fde == NULL)
         return is_restorer(key) ? pack(UNWIND_SIGNAL, 0, 0) : pack(UNWIND_GUESS, 0, 0);
@@ -314,7 +315,7 @@ enum unwind_result unwind_step_full(struct unwind_registers *registers, struct u
     if (pc >= UNWIND_USER_LIMIT)
         return UNWIND_LOST;
     const uint8_t *fde = unwind_find_fde(pc);
-    if (fde == NULL && !registers->exact_pc && is_outermost_entry(pc + 1))
+    if (fde == NULL && !registers->exact_pc && is_outermost(pc + 1))
         return UNWIND_OUTERMOST;
     if (fde == NULL)
         return is_restorer(pc + 1) ? step_restorer(registers, memory) : step_guess(registers, memory);

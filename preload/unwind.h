@@ -152,6 +152,9 @@ void unwind_find_init(void);
 void unwind_find_flush(void);
 /* The module whose mapping holds pc; false if there is none, or it has no .eh_frame_hdr. */
 bool unwind_find_module(uintptr_t pc, struct unwind_module *module);
+/* Is pc in the code where the kernel starts a program, that is ld.so's first instructions? They have no CFI, and call the
+ * constructors of libraries. */
+bool unwind_is_process_entry(uintptr_t pc);
 /* The FDE that covers pc, or NULL. */
 const uint8_t *unwind_find_fde(uintptr_t pc);
 

@@ -22,7 +22,7 @@ struct find_result { /* struct dl_find_object; not named by every libc we build 
 };
 static int (*find_object)(void *, struct find_result *);
 static const struct r_debug *loader;
-static uintptr_t main_headers, main_header_count;
+static uintptr_t main_headers, main_header_count, loader_entry;
 
 /* What was found, for glibc before 2.35. state: 0 free, 1 being written, 2 * epoch: good in that epoch. */
 enum { KNOWN_MODULES = 512 };
@@ -30,6 +30,9 @@ static struct known_module { uint32_t state; struct unwind_module module; } know
 
 void unwind_find_init(void)
 {
+    const Elf64_Ehdr *interpreter = (const Elf64_Ehdr *)getauxval(AT_BASE);
+    if (interpreter != NULL)
+        loader_entry = (uintptr_t)interpreter + interpreter->e_entry;
     find_object = (int (*)(void *, struct find_result *))host_symbol("_dl_find_object");
     if (find_object == NULL) {
         loader = host_symbol("_r_debug");
@@ -148,6 +151,12 @@ bool unwind_find_module(uintptr_t pc, struct unwind_module *module)
         return true;
     }
     return (known_find(pc, module) || list_find(pc, module)) && module->eh_frame_hdr != NULL;
+}
+
+bool unwind_is_process_entry(uintptr_t pc)
+{
+    enum { ENTRY_BYTES = 256 }; /* _start and _dl_start_user; what comes next in ld.so has CFI */
+    return loader_entry != 0 && pc - loader_entry < ENTRY_BYTES;
 }
 
 /* The table's last entry at or below pc; each is {int32 pc, int32 fde}, relative to the header. */
