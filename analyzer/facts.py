@@ -19,8 +19,8 @@ from heapledger.analyzer.holes import Hole, Holes, Pin
 from heapledger.analyzer.kernel.maps_check import MapsCheck
 from heapledger.analyzer.kernel.vma import Vma
 from heapledger.analyzer.leaks.not_freed import NotFreed
-from heapledger.analyzer.ledger import HeapState, Ledger, Owner
-from heapledger.analyzer.owners import OwnerKind
+from heapledger.analyzer.ledger import HeapState, Ledger, Owner, origin_of
+from heapledger.analyzer.owners import SHIM, OwnerKind
 from heapledger.analyzer.sites import Frame, fingerprint, site_index, site_name
 from heapledger.store.reader import Trace
 
@@ -51,6 +51,8 @@ class Names:
         return [
             Frame(f.function, f.file, f.line, f.module, f.address, f.inlined, _offset(f.address, biases.get(f.module)))
             for f in self._trace.stack(process_id, node)
+            # The shim's own frames (it stands between a thread's start and its function) are none of the program's.
+            if not f.module.endswith("/" + SHIM)
         ]
 
 
@@ -79,14 +81,14 @@ def ledger_fact(
 def _owner(owner: Owner, names: Names) -> dict[str, Any]:
     name = owner.name
     if owner.kind is OwnerKind.MMAP:
-        name = site_name(names.frames(0, owner.stack))
+        name = site_name(names.frames(owner.origin, owner.stack))
     return {
         "kind": str(owner.kind),
         "name": name,
         "rss_bytes": owner.rss_bytes,
         "bytes": owner.bytes,
         "blocks": owner.blocks,
-        "stack": [0, owner.stack],
+        "stack": [owner.origin, owner.stack],
     }
 
 
@@ -149,7 +151,7 @@ def heap_figures(state: HeapState) -> dict[str, int]:
     }
 
 
-def holes_fact(holes: Holes, own_since: Sequence[int]) -> dict[str, Any]:
+def holes_fact(holes: Holes, own_since: Sequence[int], names: Names) -> dict[str, Any]:
     return {
         "count": holes.count,
         "total_bytes": holes.total_bytes,
@@ -159,17 +161,20 @@ def holes_fact(holes: Holes, own_since: Sequence[int]) -> dict[str, Any]:
         "holes": [_hole(h, own_since) for h in holes.holes],
         "top": _hole(holes.top, own_since) if holes.top else None,
         "break_pin": _pin(holes.break_pin, own_since),
-        "pins": [
-            {
-                "stack": [_origin(p.time, own_since), p.stack],
-                "holes": p.holes,
-                "bytes": p.bytes,
-                "resident_bytes": p.resident_bytes,
-                "reclaimable_bytes": p.reclaimable_bytes,
-            }
-            for p in holes.pins[:MAX_SITES]
-        ],
+        "pins": _pins_by_site(holes, own_since, names),
     }
+
+
+def _pins_by_site(holes: Holes, own_since: Sequence[int], names: Names) -> list[dict[str, Any]]:
+    """Pins summed by call site, the most resident bytes first; each with the stack that pins most."""
+    merged: dict[str, dict[str, Any]] = {}
+    fields = ("holes", "bytes", "resident_bytes", "reclaimable_bytes")
+    for pinned in holes.pins:
+        stack = [origin_of(pinned.time, own_since), pinned.stack]
+        site = merged.setdefault(site_name(names.frames(*stack)), {"stack": stack, **dict.fromkeys(fields, 0)})
+        for field in fields:
+            site[field] += getattr(pinned, field)
+    return sorted(merged.values(), key=lambda p: -p["resident_bytes"])[:MAX_SITES]
 
 
 def _hole(hole: Hole, own_since: Sequence[int]) -> dict[str, Any]:
@@ -187,13 +192,8 @@ def _hole(hole: Hole, own_since: Sequence[int]) -> dict[str, Any]:
 def _pin(pin: Pin | None, own_since: Sequence[int]) -> dict[str, Any] | None:
     if pin is None:
         return None
-    stack = [_origin(pin.time, own_since), pin.stack]
+    stack = [origin_of(pin.time, own_since), pin.stack]
     return {"address": pin.address, "bytes": pin.bytes, "time_ns": pin.time, "stack": stack}
-
-
-def _origin(time: int, own_since: Sequence[int]) -> int:
-    """Whose call stacks an allocation at `time` has; see ledger.balance."""
-    return sum(time < since for since in own_since[:-1])
 
 
 def leaks_fact(found: Sequence[NotFreed], names: Names) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class LiveSites:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """One line of the ledger, all but live blocks. `bytes`, `blocks`, `stack`, `time`: of `mmap` only."""
+    """One line of the ledger, all but live blocks. `bytes`, `blocks`, `stack`, `origin`: of `mmap` only."""
 
     kind: OwnerKind
     name: str
@@ -109,7 +109,7 @@ class Owner:
     bytes: int | None = None
     blocks: int | None = None
     stack: int = 0
-    time: int = 0
+    origin: int = 0  #: whose call stack it is, as in LiveSites
 
 
 @dataclass(slots=True)
@@ -173,7 +173,7 @@ def _heap_spans(state: HeapState, page_size: int) -> Spans:
     first = np.where(free, low, np.where(live, user, end))
     second = np.where(free, high, np.where(live, user + requested, end))
     first, second = np.minimum(first, end), np.minimum(second, end)
-    spans = Spans(start, first, second, end, kinds, requested, table.stack, table.time)
+    spans = Spans(start, first, second, end, kinds, _asked(table.requested), table.stack, table.time)
     return Spans.concat([_whole(chunk[:1], start[:1], OwnerKind.ARENA), spans])
 
 
@@ -228,7 +228,13 @@ def _live_spans(
 ) -> Spans:
     kinds = np.empty((len(which), 3), np.uint8)
     kinds[:] = (_CODE[OwnerKind.CHUNK_OVERHEAD], _LIVE, _CODE[OwnerKind.CHUNK_OVERHEAD])
-    return Spans(start, user, user + requested, end, kinds, requested, live.stack[which], live.time[which])
+    asked = _asked(live.requested[which])
+    return Spans(start, user, user + requested, end, kinds, asked, live.stack[which], live.time[which])
+
+
+def _asked(requested: Uint64s) -> Int64s:
+    """Requests as they were made; no block is larger than the address space, whatever a file says."""
+    return np.minimum(requested, np.uint64(1 << 47)).astype(np.int64)
 
 
 def _clip_requests(requested: Uint64s, room: Int64s) -> Int64s:
@@ -287,7 +293,7 @@ def balance(
     copies, _ = from_vmas(ordered, page_size=page_size, categories=(int(Category.ANON),))
     spans = spans_of(state, page_size)
     owners, sites = _book_spans(spans, residency, own_since)
-    owners += _book_pieces(tile(ordered, claims), spans, residency, copies)
+    owners += _book_pieces(tile(ordered, claims), spans, residency, copies, own_since)
     merged = _merge(owners)
     notes = ["The kernel gave no page map: pages are spread evenly over their mapping."] if estimated else []
     return Ledger(residency.total_bytes, merged, sites, estimated, notes + claims.notes)
@@ -331,6 +337,11 @@ def live_sites(
     return result
 
 
+def origin_of(time: int, own_since: Sequence[int]) -> int:
+    """Whose call stacks something of `time` ns has: 0 the process's own, 1 its parent's ..."""
+    return sum(time < since for since in own_since[:-1])
+
+
 def _sum_by(index: npt.NDArray[np.intp], values: Int64s, count: int) -> Int64s:
     """Exact integer sums (bincount's weights are doubles, exact up to 2**53 bytes only)."""
     sums = np.zeros(count, np.int64)
@@ -338,7 +349,9 @@ def _sum_by(index: npt.NDArray[np.intp], values: Int64s, count: int) -> Int64s:
     return sums
 
 
-def _book_pieces(pieces: Sequence[Piece], spans: Spans, residency: Residency, copies: Residency) -> list[Owner]:
+def _book_pieces(
+    pieces: Sequence[Piece], spans: Spans, residency: Residency, copies: Residency, own_since: Sequence[int]
+) -> list[Owner]:
     """What malloc left of each piece."""
     if not pieces:
         return []
@@ -355,16 +368,24 @@ def _book_pieces(pieces: Sequence[Piece], spans: Spans, residency: Residency, co
         if amount or piece.kind is OwnerKind.MMAP:
             extent = piece.end - piece.start if piece.kind is OwnerKind.MMAP else None
             owners.append(
-                Owner(piece.kind, piece.name, amount, extent, None if extent is None else 1, piece.stack, piece.time)
+                Owner(
+                    piece.kind,
+                    piece.name,
+                    amount,
+                    extent,
+                    None if extent is None else 1,
+                    piece.stack,
+                    origin_of(piece.time, own_since) if piece.stack else 0,
+                )
             )
     return owners
 
 
 def _merge(owners: Sequence[Owner]) -> list[Owner]:
     """One line for each kind, name and stack, the largest first."""
-    sums: dict[tuple[OwnerKind, str, int], Owner] = {}
+    sums: dict[tuple[OwnerKind, str, int, int], Owner] = {}
     for owner in owners:
-        key = (owner.kind, owner.name, owner.stack)
+        key = (owner.kind, owner.name, owner.stack, owner.origin)
         before = sums.get(key)
         sums[key] = owner if before is None else _add(before, owner)
     return sorted(sums.values(), key=lambda o: (-o.rss_bytes, o.kind, o.name))
@@ -373,4 +394,4 @@ def _merge(owners: Sequence[Owner]) -> list[Owner]:
 def _add(a: Owner, b: Owner) -> Owner:
     extent = None if a.bytes is None and b.bytes is None else (a.bytes or 0) + (b.bytes or 0)
     blocks = None if a.blocks is None and b.blocks is None else (a.blocks or 0) + (b.blocks or 0)
-    return Owner(a.kind, a.name, a.rss_bytes + b.rss_bytes, extent, blocks, a.stack, max(a.time, b.time))
+    return Owner(a.kind, a.name, a.rss_bytes + b.rss_bytes, extent, blocks, a.stack, a.origin)

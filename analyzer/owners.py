@@ -25,7 +25,7 @@ _TLS_BELOW, _TLS_ABOVE = 256 << 10, 64 << 10
 _LOADER_MAX = 1 << 20
 #: A file of a spool image folder, PID.N/..., drawn in preload/spool.h.
 _SPOOL_FILE = re.compile(r"/\d+\.\d+/(control|ring\.\d+|stacks\.\d+|log|maps\.start)(\.new)?( \(deleted\))?$")
-_SHIM = "libheapledger.so"
+SHIM = "libheapledger.so"
 
 
 class OwnerKind(StrEnum):
@@ -215,9 +215,9 @@ def _thread_tls(claims: Claims) -> Iterable[_Claim]:
 
 
 def _thread_stacks(claims: Claims) -> Iterable[_Claim]:
-    """Stacks of threads other than the main one, whose stack is the kernel's [stack]."""
+    """Stacks in anonymous memory: of all threads but one that runs on the kernel's [stack]."""
     for thread in claims.threads:
-        if thread.number and thread.stack_low < thread.stack_high:
+        if thread.stack_low < thread.stack_high:
             yield _Claim(thread.stack_low, thread.stack_high, OwnerKind.THREAD_STACK, thread.label)
 
 
@@ -246,8 +246,8 @@ def _bss(claims: Claims) -> Iterable[_Claim]:
     """Anonymous memory inside an object: what its file does not cover."""
     for module in claims.modules:
         end = _up(module.high, claims.page_size)
-        if module.path.endswith("/" + _SHIM):
-            yield _Claim(module.low, end, OwnerKind.SELF, _SHIM)
+        if module.path.endswith("/" + SHIM):
+            yield _Claim(module.low, end, OwnerKind.SELF, SHIM)
         else:
             yield _Claim(module.low, end, OwnerKind.LIBRARY_BSS, module.path)
 
@@ -303,8 +303,8 @@ def _named_piece(vma: Vma, index: int, vmas: Sequence[Vma], objects: set[str], c
     path = vma.path.removesuffix(" (deleted)")
     if _SPOOL_FILE.search(vma.path) or (claims.self_low <= vma.start and vma.end <= claims.self_high):
         return Piece(vma.start, vma.end, OwnerKind.SELF, "spool")
-    if path.endswith("/" + _SHIM):
-        return Piece(vma.start, vma.end, OwnerKind.SELF, _SHIM)
+    if path.endswith("/" + SHIM):
+        return Piece(vma.start, vma.end, OwnerKind.SELF, SHIM)
     if vma.path == "[stack]":
         return Piece(vma.start, vma.end, OwnerKind.STACK, "main")
     if vma.is_kernel:

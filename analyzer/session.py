@@ -35,7 +35,7 @@ from heapledger.store.pyramid import Pyramid
 from heapledger.store.reader import Trace
 
 #: Results made by another version are thrown away and made anew.
-ANALYZER_VERSION = "3"
+ANALYZER_VERSION = "5"
 #: The reason of the snapshot of the maps as the shim found them.
 START = "start"
 #: More snapshots on request than this are looked at only when asked for by id.
@@ -316,12 +316,12 @@ def _at_snapshot(trace: Trace, row: Any, chain: Sequence[Any], walk: _Walk, snap
         state.mapped,
         heap_start=state.heap_start,
         heap_end=walk.replay.break_address,
-        start_break=row.start_break,
+        start_break=chain[0].start_break,
         page_size=page_size,
     )
     names = stored.Names(trace, chain)
     results.facts[f"ledger.{snapshot.id}"] = stored.ledger_fact(ledger, state, check, vmas, names)
-    results.facts[f"holes.{snapshot.id}"] = stored.holes_fact(holes, own_since)
+    results.facts[f"holes.{snapshot.id}"] = stored.holes_fact(holes, own_since, names)
 
 
 def _at_end(
@@ -372,14 +372,9 @@ def _claims(trace: Trace, row: Any, chain: Sequence[Any], snapshot: Any, walk: _
         for m in trace.modules(row.id)
         if m.load_seq <= seq and (m.unload_seq is None or m.unload_seq > seq)
     ]
-    threads = [
-        ThreadSpan(t.number, t.name, t.thread_pointer, t.stack_low, t.stack_high)
-        for t in trace.threads(row.id)
-        if t.start_ns is None or t.start_ns <= snapshot.time_ns
-    ]
     return Claims(
         modules=modules,
-        threads=threads,
+        threads=_threads(trace, chain, snapshot),
         regions=walk.mappings.regions(),
         self_low=row.self_low,
         self_high=row.self_high,
@@ -389,6 +384,19 @@ def _claims(trace: Trace, row: Any, chain: Sequence[Any], snapshot: Any, walk: _
         at_start=_maps_at_start(trace, chain),
         page_size=_page_size(row),
     )
+
+
+def _threads(trace: Trace, chain: Sequence[Any], snapshot: Any) -> list[ThreadSpan]:
+    """Threads that had started, ended ones included: libc keeps their stacks. The parent's come along with a fork."""
+    threads = []
+    until = [int(child.start_ns) for child in chain[1:]] + [snapshot.time_ns]
+    for process, end in zip(chain, until, strict=True):
+        threads += [
+            ThreadSpan(t.number, t.name, t.thread_pointer, t.stack_low, t.stack_high)
+            for t in trace.threads(process.id)
+            if t.start_ns is None or t.start_ns <= end
+        ]
+    return threads
 
 
 def read_vmas(trace: Trace, snapshot_id: int) -> list[Vma]:

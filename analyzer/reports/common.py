@@ -103,6 +103,13 @@ def _highest(snapshots: list[Any]) -> Any:
     return max(snapshots, key=lambda s: (s.rss_bytes, s.time_ns))
 
 
+def _forced_note(summary: dict[str, Any]) -> str:
+    forced = summary["agreement"]["forced"]
+    if set(summary["reasons"]) == {"OTHER_ARENA"}:
+        return f"{forced:,} addresses came from other threads' arenas, not modelled yet: taken over as observed."
+    return f"{forced:,} predictions were wrong; what was observed was taken over instead."
+
+
 def common_notes(analysis: Analysis, snapshot: Any | None = None) -> list[str]:
     """What limits every figure of a process."""
     row, summary, notes = analysis.process, analysis.summary, []
@@ -111,9 +118,7 @@ def common_notes(analysis: Analysis, snapshot: Any | None = None) -> list[str]:
     if summary["damaged_events"]:
         notes.append(f"{summary['damaged_events']:,} events are in damaged blocks and were left out.")
     if summary["agreement"]["forced"]:
-        notes.append(
-            f"{summary['agreement']['forced']:,} predictions were wrong; what was observed was taken over instead."
-        )
+        notes.append(_forced_note(summary))
     if row.libc_version and not summary["confirmed"]:
         notes.append(
             f"The model is not proven for glibc {row.libc_version}: the rules of {summary['profile']} were used."

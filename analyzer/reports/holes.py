@@ -7,7 +7,7 @@ from typing import Any
 from heapledger.analyzer.facts import Names
 from heapledger.analyzer.reports import common
 from heapledger.analyzer.reports.report import callers, moment
-from heapledger.analyzer.reports.text import Page, duration, size
+from heapledger.analyzer.reports.text import Page, counted, duration, size
 from heapledger.analyzer.session import Analysis
 from heapledger.errors import NotMeasuredError
 from heapledger.store.reader import Trace
@@ -81,9 +81,8 @@ def _pinned_site(pinned: dict[str, Any], names: Names) -> dict[str, Any]:
 
 def render(report: dict[str, Any], page: Page, *, rows: int = 10) -> None:
     """The report for people."""
-    count = f"{report['count']:,} {'hole' if report['count'] == 1 else 'holes'}"
     page.line(
-        f"{count} {moment(report)}: {size(report['total_bytes'])} free inside the heap, "
+        f"{counted(report['count'], 'hole')} {moment(report)}: {size(report['total_bytes'])} free inside the heap, "
         f"{size(report['total_resident_bytes'])} of it resident",
         style="bold",
     )

@@ -7,7 +7,7 @@ from typing import Any
 from heapledger.analyzer.leaks.not_freed import KIND
 from heapledger.analyzer.reports import common
 from heapledger.analyzer.reports.report import frame_name, trimmed
-from heapledger.analyzer.reports.text import Page, duration, size
+from heapledger.analyzer.reports.text import Page, counted, duration, size
 from heapledger.analyzer.session import Analysis
 from heapledger.analyzer.sites import base_name
 from heapledger.store.reader import Trace
@@ -50,19 +50,23 @@ def _notes(trace: Trace) -> list[str]:
 def render(report: dict[str, Any], page: Page) -> None:
     """The report for people."""
     process = report["process"]
+    blocks = counted(report["total_blocks"], "block")
     page.line(
-        f"{size(report['total_bytes'])} ({report['total_bytes']:,} bytes) in {report['total_blocks']:,} blocks "
+        f"{size(report['total_bytes'])} ({report['total_bytes']:,} bytes) in {blocks} "
         f"not freed by pid {process['pid']} ({base_name(process['exe']) or 'unknown program'})",
         style="bold",
     )
     if report["inherited_blocks"]:
-        inherited = f"{size(report['inherited_bytes'])} in {report['inherited_blocks']:,} blocks"
+        inherited = f"{size(report['inherited_bytes'])} in {counted(report['inherited_blocks'], 'block')}"
         page.line(f"{inherited} came with the fork from the parent")
     for number, leak in enumerate(report["leaks"], 1):
         page.line()
         origin = "  inherited from the parent" if leak["inherited"] else ""
         ages = "" if not leak["newest_ns"] else f"  allocated {_span(leak)}"
-        page.line(f"{number}. {leak['bytes']:,} bytes in {leak['blocks']:,} blocks{ages}{origin}", style="bold")
+        page.line(
+            f"{number}. {counted(leak['bytes'], 'byte')} in {counted(leak['blocks'], 'block')}{ages}{origin}",
+            style="bold",
+        )
         for line in frame_lines(leak["stack"]):
             page.line("     " + line)
     if report["shown"] < report["stacks"]:
@@ -83,7 +87,7 @@ def frame_lines(stack: list[dict[str, Any]], limit: int = _TEXT_FRAMES) -> list[
     lines = []
     shown = trimmed(stack)
     for frame in shown[:limit]:
-        where = f"{frame['file']}:{frame['line']}" if frame["file"] and frame["line"] else frame["module"]
+        where = f"{frame['file']}:{frame['line']}" if frame["file"] and frame["line"] else base_name(frame["module"])
         if frame["function"]:
             lines.append(f"{frame['function']}  {where}" if where else frame["function"])
         else:

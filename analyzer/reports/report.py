@@ -7,7 +7,7 @@ from typing import Any
 
 from heapledger.analyzer.facts import Names
 from heapledger.analyzer.reports import common
-from heapledger.analyzer.reports.text import Page, duration, exact_percent, percent, shorten, size
+from heapledger.analyzer.reports.text import Page, counted, duration, exact_percent, percent, shorten, size
 from heapledger.analyzer.session import START, Analysis
 from heapledger.analyzer.sites import Frame, base_name, short_function
 from heapledger.analyzer.sites import frame_name as name_of_frame
@@ -286,11 +286,11 @@ def _render_head(report: dict[str, Any], page: Page) -> None:
     page.line()
     if report["rss_bytes"] is not None:
         page.line(f"RSS {moment(report)}: {size(report['rss_bytes'])}{_without_shim(report)}{_peak_words(peak)}")
-    page.line(
-        f"Live bytes {moment(report)}: {size(report['heap']['live_bytes'])} in {report['heap']['live_blocks']:,} blocks"
-        f" (highest {size(peak['live_bytes'])} at {duration(peak['live_time_ns'])})"
-    )
     heap = report["heap"]
+    page.line(
+        f"Live bytes {moment(report)}: {size(heap['live_bytes'])} in {counted(heap['live_blocks'], 'block')} "
+        f"(highest {size(peak['live_bytes'])} at {duration(peak['live_time_ns'])})"
+    )
     page.line(f"Heap: {size(heap['heap_bytes'])} by brk, {size(heap['mmapped_bytes'])} in large blocks of their own;")
     page.line(
         f"      free in it: {size(heap['hole_bytes'])} holes, {size(heap['cached_bytes'])} cached, "

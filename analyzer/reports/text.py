@@ -30,6 +30,11 @@ def size(count: int | float | None) -> str:
     return f"{int(value):,} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 block`, `2,000 blocks`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def duration(ns: int | None) -> str:
     """Nanoseconds for people."""
     if ns is None:
