@@ -218,8 +218,8 @@ class TraceWriter:
                         row["module_id"],
                         signed(int(row["offset"])),
                         row.get("depth", 0),
-                        row.get("function") or "",
-                        row.get("file"),
+                        _readable(row.get("function") or ""),
+                        _readable(row.get("file")),
                         row.get("line"),
                     )
                     for row in rows
@@ -415,10 +415,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int | np.integer):
         return signed(int(value))
     if isinstance(value, list | tuple | dict):
-        return json.dumps(value)
-    if isinstance(value, str):
-        # Names from /proc and the environment may hold bytes that are not UTF-8 (as lone surrogates).
-        return value.encode("utf-8", "backslashreplace").decode() if not value.isascii() else value
+        return json.dumps(_readable(value))
+    return _readable(value)
+
+
+def _readable(value: Any) -> Any:
+    """Names from /proc and the environment may hold bytes that are not UTF-8 (lone surrogates): they become `\\xe9`."""
+    if isinstance(value, str) and not value.isascii():
+        try:
+            return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        except UnicodeEncodeError:
+            return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list | tuple):
+        return [_readable(item) for item in value]
+    if isinstance(value, dict):
+        return {_readable(key): _readable(item) for key, item in value.items()}
     return value
 
 

@@ -1,0 +1,338 @@
+"""Writing a trace file: what is flushed survives, what cannot be written is told, one file is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from heapledger.errors import HeapledgerError, UsageError
+from heapledger.store import ddl
+from heapledger.store.events import COLUMNS, Events
+from heapledger.store.reader import Trace
+from heapledger.store.writer import TraceWriter
+
+
+def numbered(first: int, count: int) -> Events:
+    """`count` events with seq from `first` on, and values that follow from it."""
+    events = Events.empty(count)
+    events.seq = np.arange(first, first + count, dtype=np.uint64)
+    events.kind[:] = 1
+    events.addr = events.seq * np.uint64(16)
+    events.time = events.seq * np.uint64(100)
+    return events
+
+
+def all_events(trace: Trace, process: int) -> Events:
+    return Events.concat(list(trace.events(process)))
+
+
+def new(path: Path) -> TraceWriter:
+    return TraceWriter(path, source="run", command=["./app", "--x"], cwd="/somewhere", host={"kernel": "6.1"})
+
+
+def test_the_sql_text_of_the_tables_is_that_of_the_models() -> None:
+    assert ddl.render() == ddl.TABLES, "run `python -m heapledger.store.ddl`"
+
+
+def test_writing_does_not_load_sqlalchemy() -> None:
+    code = "import sys, heapledger.store.writer; sys.exit('sqlalchemy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_everything_written_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "t.heapledger"
+    with new(path) as writer:
+        process = writer.add_process(
+            pid=7, argv=["./app"], start_break=2**63 + 4096, environment={"MALLOC_ARENA_MAX": "1"}
+        )
+        modules = writer.add_modules(process, [{"number": 3, "path": "/lib/x.so", "bias": 2**64 - 4096}])
+        writer.set_module_unload(process, 3, 99)
+        writer.add_threads(process, [{"number": 0, "tid": 7, "name": "main", "start_ns": 5}])
+        writer.add_threads(process, [{"number": 0, "end_ns": 9}])
+        writer.add_sample(process, time_ns=1, rss=4096)
+        writer.add_sample(process, time_ns=2, rss=8192, pss=5000)
+        forgotten = writer.add_snapshot(process, [{"start": 0, "end": 4096}], reason="peak")
+        vmas = [
+            {"start": 0xFFFFFFFFFF600000, "end": 0xFFFFFFFFFF601000, "path": "[vsyscall]"},
+            {"start": 4096, "end": 16384, "runs": ([1, 2], [1, 0])},
+        ]
+        snapshot = writer.add_snapshot(process, vmas, reason="exit", time_ns=3, consistent=True, rss_bytes=4096)
+        writer.delete_snapshot(forgotten)
+        writer.update_process(process, end="exit", exit_status=0, end_ns=50)
+        writer.add_note(process, "first")
+        writer.add_note(process, "second")
+        writer.set_collector({"cpu_s": 0.5})
+        writer.close(60)
+    with Trace(path) as trace:
+        assert (trace.session.command, trace.session.end_ns, trace.session.host) == (
+            ["./app", "--x"],
+            60,
+            {"kernel": "6.1"},
+        )
+        assert trace.session.collector == {"cpu_s": 0.5}
+        row = trace.process()
+        assert (row.pid, row.start_break, row.end, row.notes) == (7, 2**63 + 4096, "exit", ["first", "second"])
+        (module,) = trace.modules(process)
+        assert (module.id, module.bias, module.unload_seq) == (modules[3], 2**64 - 4096, 99)
+        (thread,) = trace.threads(process)
+        assert (thread.name, thread.start_ns, thread.end_ns) == ("main", 5, 9)
+        samples = trace.samples(process)
+        assert (samples["rss"].tolist(), samples["pss"].tolist()) == ([4096, 8192], [-1, 5000])
+        assert [s.id for s in trace.snapshots(process)] == [snapshot]
+        low, high = trace.vmas(snapshot)
+        assert (high.start, high.path) == (0xFFFFFFFFFF600000, "[vsyscall]")
+        assert [part.tolist() for part in low.runs] == [[1, 2], [1, 0]]
+        assert trace.snapshot(process, "peak") is None
+
+
+@pytest.mark.parametrize("portion", [1_000, 65_536, 70_000, 200_000])
+def test_events_in_any_portions_come_back_as_one(tmp_path: Path, portion: int) -> None:
+    total = 200_000
+    with new(tmp_path / "t") as writer:
+        process = writer.add_process(pid=1)
+        for first in range(1, total + 1, portion):
+            writer.append_events(process, numbered(first, min(portion, total + 1 - first)))
+            if portion < 65_536 and first % 7 == 1:
+                writer.flush()
+    with Trace(tmp_path / "t") as trace:
+        events = all_events(trace, process)
+        expected = numbered(1, total)
+        assert all(np.array_equal(getattr(events, name), getattr(expected, name)) for name in COLUMNS)
+        assert trace.process().events == trace.event_count == total
+        assert [block.count for block in trace.event_blocks(process)] == [65_536, 65_536, 65_536, 3_392]
+
+
+def test_many_flushes_do_not_fragment_a_block(tmp_path: Path) -> None:
+    with new(tmp_path / "t") as writer:
+        process = writer.add_process(pid=1)
+        for first in range(1, 1001, 10):
+            writer.append_events(process, numbered(first, 10))
+            writer.flush()
+    with Trace(tmp_path / "t") as trace:
+        assert [block.count for block in trace.event_blocks(process)] == [1000]
+        assert trace.process().events == 1000
+
+
+def test_events_out_of_order_are_refused(tmp_path: Path) -> None:
+    with new(tmp_path / "t") as writer:
+        process = writer.add_process(pid=1)
+        writer.append_events(process, numbered(10, 5))
+        with pytest.raises(HeapledgerError, match="out of order"):
+            writer.append_events(process, numbered(14, 5))
+        with pytest.raises(HeapledgerError, match="out of order"):
+            writer.append_events(process, numbered(20, 5).take(slice(None, None, -1)))
+        writer.append_events(process, numbered(15, 5))
+    with Trace(tmp_path / "t") as trace:
+        assert len(all_events(trace, process)) == 10
+
+
+def test_a_column_that_does_not_exist_is_a_programming_error(tmp_path: Path) -> None:
+    with new(tmp_path / "t") as writer, pytest.raises(TypeError, match="colour"):
+        writer.add_process(pid=1, colour="red")
+
+
+def test_closing_leaves_one_file(tmp_path: Path) -> None:
+    with new(tmp_path / "t") as writer:
+        writer.append_events(writer.add_process(pid=1), numbered(1, 100_000))
+    assert os.listdir(tmp_path) == ["t"]
+    # Rollback-journal mode: a copy of this one file, on a read-only medium, is the whole trace.
+    assert (tmp_path / "t").read_bytes()[18:20] == b"\1\1"
+
+
+def test_a_reader_sees_what_was_flushed_while_the_writer_goes_on(tmp_path: Path) -> None:
+    writer = new(tmp_path / "t")
+    process = writer.add_process(pid=1)
+    for round_number in range(5):
+        writer.append_events(process, numbered(1 + 30_000 * round_number, 30_000))
+        writer.flush()
+        with Trace(tmp_path / "t") as trace:
+            events = all_events(trace, process)
+            assert (len(events), trace.damaged) == (30_000 * (round_number + 1), [])
+    with Trace(tmp_path / "t") as trace:
+        writer.close(1)  # with a reader still there, the file cannot leave WAL mode, but it is complete
+        assert len(all_events(trace, process)) == 150_000
+        copy = tmp_path / "copy"
+        copy.write_bytes((tmp_path / "t").read_bytes())
+    with Trace(copy) as trace:
+        assert (len(all_events(trace, process)), trace.session.end_ns) == (150_000, 1)
+
+
+WRITE_FOREVER = """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    from test_store_writer import new, numbered
+    writer = new(Path({path!r}))
+    process = writer.add_process(pid=1)
+    first = 1
+    while True:
+        writer.append_events(process, numbered(first, 20_000))
+        writer.flush()
+        first += 20_000
+        print(first - 1, flush=True)
+"""
+
+
+def test_what_was_flushed_survives_kill_9_and_the_file_can_be_continued(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    code = textwrap.dedent(WRITE_FOREVER.format(tests=str(Path(__file__).parent), path=str(path)))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        told = [int(child.stdout.readline()) for _ in range(15)][-1]
+        child.send_signal(signal.SIGKILL)
+    with Trace(path) as trace:
+        events = all_events(trace, 1)
+        assert len(events) >= told
+        assert np.array_equal(events.addr, numbered(1, len(events)).addr)
+        assert (trace.session.end_ns, trace.damaged) == (None, [])
+    last = len(events)
+    with TraceWriter.reopen(path) as writer:
+        with pytest.raises(HeapledgerError, match="out of order"):
+            writer.append_events(1, numbered(last, 10))
+        writer.append_events(1, numbered(last + 1, 10))
+        writer.close(77)
+    assert os.listdir(tmp_path) == ["t"]
+    with Trace(path) as trace:
+        assert (len(all_events(trace, 1)), trace.process().events, trace.session.end_ns) == (last + 10, last + 10, 77)
+
+
+FILL = """
+    import resource, signal, sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    from test_store_writer import new, numbered
+    from heapledger.errors import HeapledgerError
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    writer = new(Path({path!r}))
+    process = writer.add_process(pid=1)
+    writer.append_events(process, numbered(1, 1000))
+    writer.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+    import numpy as np
+    first = 1001
+    try:
+        while True:
+            events = numbered(first, 65_536)
+            events.size = np.random.default_rng(first).integers(0, 2**63, 65_536).astype(np.uint64)
+            writer.append_events(process, events)
+            writer.flush()
+            first += 65_536
+    except HeapledgerError as error:
+        print(error.message, "|", error.hint)
+    try:
+        writer.append_events(process, numbered(first, 1))
+    except HeapledgerError as error:
+        print("still", error.message)
+    writer.close()
+"""
+
+
+def test_a_disk_that_fills_up_is_told_and_what_was_flushed_stays(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    values = {"tests": str(Path(__file__).parent), "path": str(path), "limit": 3 << 20}
+    code = textwrap.dedent(FILL.format(**values))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert "cannot write" in first
+    assert "free some space" in first
+    assert second.startswith("still cannot write")
+    with Trace(path) as trace:
+        assert len(all_events(trace, 1)) >= 1000
+        assert trace.check() == []
+
+
+def test_a_full_filesystem_is_told_as_well(tmp_path: Path) -> None:
+    mount = tmp_path / "small"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(mount)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small tmpfs is not allowed here")
+    try:
+        writer = new(mount / "t")
+        process = writer.add_process(pid=1)
+        writer.append_events(process, numbered(1, 1000))
+        writer.flush()
+        random = np.random.default_rng(1)
+
+        def fill() -> None:
+            for first in range(1001, 10**8, 65_536):
+                events = numbered(first, 65_536)
+                events.size = random.integers(0, 2**63, 65_536).astype(np.uint64)
+                writer.append_events(process, events)
+
+        with pytest.raises(HeapledgerError, match="the disk is full") as told:
+            fill()
+        assert told.value.hint
+        writer.close()
+        with Trace(mount / "t") as trace:
+            assert len(all_events(trace, process)) >= 1000
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_file_that_is_not_a_trace_is_not_overwritten(tmp_path: Path) -> None:
+    precious = tmp_path / "thesis.tex"
+    precious.write_text("years of work")
+    database = tmp_path / "other.db"
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE t(a)")
+    connection.close()
+    for path in (precious, database, tmp_path):
+        with pytest.raises(UsageError):
+            new(path)
+    assert precious.read_text() == "years of work"
+    with pytest.raises(UsageError, match="cannot write"):
+        new(tmp_path / "no" / "such" / "folder" / "t")
+
+
+def test_an_older_trace_of_the_same_name_is_replaced(tmp_path: Path) -> None:
+    for count in (10, 20):
+        with new(tmp_path / "t") as writer:
+            writer.append_events(writer.add_process(pid=1), numbered(1, count))
+    with Trace(tmp_path / "t") as trace:
+        assert trace.event_count == 20
+
+
+def test_leaving_by_an_exception_keeps_what_came_before(tmp_path: Path) -> None:
+    def crash() -> None:
+        with new(tmp_path / "t") as writer:
+            writer.append_events(writer.add_process(pid=1), numbered(1, 10))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        crash()
+    with Trace(tmp_path / "t") as trace:
+        assert (trace.event_count, trace.session.end_ns) == (10, None)
+
+
+def test_names_that_are_not_utf8_do_not_stop_the_writer(tmp_path: Path) -> None:
+    odd = b"caf\xe9".decode("utf-8", "surrogateescape")
+    with new(tmp_path / "t") as writer:
+        process = writer.add_process(pid=1, argv=[odd], exe=odd)
+        modules = writer.add_modules(process, [{"number": 0, "path": odd}])
+        writer.add_frames([{"module_id": modules[0], "offset": 1, "function": odd, "file": odd}])
+    with Trace(tmp_path / "t") as trace:
+        assert (trace.process().exe, trace.process().argv) == ("caf\\xe9", ["caf\\xe9"])
+
+
+def test_memory_stays_bounded_while_millions_of_events_are_written(tmp_path: Path) -> None:
+    tracemalloc.start()
+    try:
+        with new(tmp_path / "t") as writer:
+            process = writer.add_process(pid=1)
+            for first in range(1, 1_500_000, 50_000):
+                writer.append_events(process, numbered(first, 50_000))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60 << 20, f"{peak} bytes for 1.5 M events, which are 110 MB in memory"
