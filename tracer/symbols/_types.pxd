@@ -148,12 +148,11 @@ cdef class FunctionWalker:
     cdef Py_ssize_t number
     cdef i64[::1] best
     cdef u64[::1] best_size
-    cdef list dies, parents, call_files, call_lines
+    cdef readonly list dies, parents, call_files, call_lines
     cdef u64 low, high, range_list, sibling, call_file, call_line
     cdef unsigned int low_form, high_form, ranges_form
 
-    @cython.locals(at=Py_ssize_t)
-    cpdef list chain(self, Py_ssize_t k)
+    cpdef i64 record(self, Py_ssize_t k) except? 987654321
     @cython.locals(k=Py_ssize_t)
     cpdef Py_ssize_t unclaimed(self) except -1
     @cython.locals(

@@ -243,28 +243,36 @@ class Dwarf:
         names = _LineNames(self, unit, root)
         files, lines = names.rows(targets)
         mangles = root.get(AT_LANGUAGE, (0, 0))[1] not in UNMANGLED_LANGUAGES
+        outer: dict[int, list[RawFrame]] = {}
         found = {}
         for k, offset in enumerate(offsets):
-            file, line = files[k], lines[k]
-            chain = functions.chain(k)
-            if chain:
-                frames = self._frames(unit, chain, names, file, line)
-                outer = frames[-1][0]
-                found[offset] = Found(frames, not outer or (mangles and not outer.startswith(MANGLED)))
+            line = lines[k]
+            path = names.path(files[k]) if line >= 0 else None
+            record = functions.record(k)
+            if record >= 0:
+                inner = (self.die_name(unit, functions.dies[record]), path, line if line > 0 else None)
+                frames = [inner, *self._callers(unit, functions, record, names, outer)]
+                last = frames[-1][0]
+                found[offset] = Found(frames, not last or (mangles and not last.startswith(MANGLED)))
             elif line >= 0:
-                found[offset] = Found([("", names.path(file), line or None)], True)
+                found[offset] = Found([("", path, line or None)], True)
         return found
 
-    def _frames(
-        self, unit: Any, chain: list[tuple[int, int, int]], names: _LineNames, file: int, line: int
+    def _callers(
+        self, unit: Any, functions: Any, record: int, names: _LineNames, known: dict[int, list[RawFrame]]
     ) -> list[RawFrame]:
-        """From the innermost function outwards: each one's place is where the one before it was inlined."""
-        path = names.path(file) if line >= 0 else None
-        frames = []
-        for die, call_file, call_line in chain:
-            frames.append((self.die_name(unit, die), path, line if line > 0 else None))
-            path = names.path(call_file) if call_file else None
-            line = call_line
+        """The frames that a function is inlined into, from the inside out: each at the place of the call it contains.
+        They are the same for all addresses of the function, and kept in `known`."""
+        frames = known.get(record)
+        if frames is None:
+            frames = known[record] = []
+            at = record
+            while functions.parents[at] >= 0:
+                call_file = functions.call_files[at]
+                path = names.path(call_file) if call_file else None
+                line = functions.call_lines[at] or None
+                at = functions.parents[at]
+                frames.append((self.die_name(unit, functions.dies[at]), path, line))
         return frames
 
     # Names and strings

@@ -68,14 +68,9 @@ class FunctionWalker:
         self.call_files: list[int] = []
         self.call_lines: list[int] = []
 
-    def chain(self, k: int) -> list[tuple[int, int, int]]:
-        """(DIE, call file, call line) of target k from the innermost function outwards."""
-        found = []
-        at = self.best[k]
-        while at >= 0:
-            found.append((self.dies[at], self.call_files[at], self.call_lines[at]))
-            at = self.parents[at]
-        return found
+    def record(self, k: int) -> int:
+        """The record of the innermost function that holds target k, -1 if none does."""
+        return self.best[k]
 
     def unclaimed(self) -> int:
         """How many targets no function has."""

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from heapledger.tracer.symbols.damaged import DamagedError
 from heapledger.tracer.symbols.demangle import demangle
-from heapledger.tracer.symbols.dwarf import Dwarf, Found, decoded
+from heapledger.tracer.symbols.dwarf import Dwarf, Found, RawFrame, decoded
 from heapledger.tracer.symbols.elf import PARSE_ERRORS, Elf, Section
 from heapledger.tracer.symbols.frame import Frame
 from heapledger.tracer.symbols.locate import by_altlink, by_build_id, by_debuglink
@@ -26,7 +26,7 @@ class Module:
         self._image = image
         self._debug = self._find_debug(build_id, debug_dirs)
         self._debug_dirs = debug_dirs
-        self._frames: dict[tuple[str, str | None, int | None, bool], Frame] = {}
+        self._frames: tuple[dict[RawFrame, Frame], dict[RawFrame, Frame]] = ({}, {})
         self._alt: Elf | None = None
         self._dwarf: Dwarf | None = None
         self._mini: Elf | None = None
@@ -50,22 +50,22 @@ class Module:
         for offset in offsets:
             known = raw.get(offset)
             if known is not None:
-                frames = [self._frame(*frame, True) for frame in known.frames[:-1]]
+                frames = [self._frame(frame, True) for frame in known.frames[:-1]]
                 name, file, line = known.frames[-1]
                 if known.nameless:
                     name = fuller_name(name, symbols.get(offset, ""))
-                frames.append(self._frame(name, file, line, False))
+                frames.append(self._frame((name, file, line), False))
                 found[offset] = frames
             elif offset in symbols:
-                found[offset] = [self._frame(symbols[offset], None, None, False)]
+                found[offset] = [self._frame((symbols[offset], None, None), False)]
         return found
 
-    def _frame(self, name: str, file: str | None, line: int | None, inlined: bool) -> Frame:
-        """The frame of these, made once: addresses share most of their outer frames."""
-        key = (name, file, line, inlined)
-        frame = self._frames.get(key)
+    def _frame(self, raw: RawFrame, inlined: bool) -> Frame:
+        """The frame of a name, file and line, made once: addresses share most of their outer frames."""
+        known = self._frames[inlined]
+        frame = known.get(raw)
         if frame is None:
-            frame = self._frames[key] = Frame(demangle(name), file, line, inlined)
+            frame = known[raw] = Frame(demangle(raw[0]), raw[1], raw[2], inlined)
         return frame
 
     def _dwarf_frames(self, offsets: list[int]) -> dict[int, Found]:
