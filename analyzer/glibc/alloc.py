@@ -35,7 +35,7 @@ from heapledger.analyzer.glibc.constants import (
 from heapledger.analyzer.glibc.fastbin import consolidate, fastbin_take
 from heapledger.analyzer.glibc.mmapped import map_chunk, wants_map
 from heapledger.analyzer.glibc.tcache import tcache_fits, tcache_get, tcache_has_room, tcache_put
-from heapledger.analyzer.glibc.top import cut_top, grow
+from heapledger.analyzer.glibc.top import cut_top, grow, growth_defeats_itself
 
 
 @cython.cfunc
@@ -154,10 +154,10 @@ def larger_take(s: State, n: cython.longlong) -> cython.longlong:
 @cython.cfunc
 def sysmalloc(s: State, n: cython.longlong) -> cython.longlong:
     """Asks the system: a mapping of its own for a large request, else a larger top."""
-    if s.deny:
-        return FAILED
     if wants_map(s, n):
-        return map_chunk(s, n)
+        return FAILED if s.deny else map_chunk(s, n)
+    if s.deny and not growth_defeats_itself(s, n):
+        return FAILED
     return grow(s, n)
 
 

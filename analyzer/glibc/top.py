@@ -9,6 +9,7 @@ from heapledger.analyzer.glibc import cyshim as cython
 from heapledger.analyzer.glibc.chunk import State, address_of, note, reserve, set_chunk, set_top, top_end
 from heapledger.analyzer.glibc.constants import (
     ADDRESS_LIMIT_BYTES,
+    CONSOLIDATION_SIZE,
     FAILED,
     FENCE,
     FIRST,
@@ -38,7 +39,7 @@ def cut_top(s: State, n: cython.longlong) -> cython.longlong:
 def grow(s: State, n: cython.longlong) -> cython.longlong:
     """Moves the break so that top can serve n granules, and serves them. FAILED where the model may not grow so far."""
     old_size: cython.longlong = s.head[s.top] * GRANULE_BYTES if s.top else 0
-    size: cython.longlong = (n * GRANULE_BYTES + s.top_pad + MIN_BYTES - old_size + s.page - 1) & -s.page
+    size: cython.longlong = growth(s, n, old_size)
     if size <= 0 or size > ADDRESS_LIMIT_BYTES:
         s.unbacked = True
         return FAILED
@@ -54,7 +55,40 @@ def grow(s: State, n: cython.longlong) -> cython.longlong:
     elif not grow_apart(s, old_size, size):
         s.unbacked = True
         return FAILED
-    return cut_top(s, n)
+    return cut_top(s, n) if s.head[s.top] >= n + MIN_CHUNK else FAILED
+
+
+@cython.cfunc
+def growth_defeats_itself(s: State, n: cython.longlong) -> cython.bint:
+    """Whether malloc would fail although the system gave what it was asked for.
+
+    Behind a foreign break the old top is freed once the new one is there; a large one triggers a trim, and the trim gives back
+    the very memory that was got for the request. glibc then reports ENOMEM. (Seen on 2.31, 2.36 and 2.41.)
+    """
+    if s.top == 0 or s.brk == top_end(s) or s.head[s.top] - MIN_CHUNK < CONSOLIDATION_SIZE:
+        return False
+    old_size: cython.longlong = s.head[s.top] * GRANULE_BYTES
+    size: cython.longlong = growth(s, n, old_size)
+    if size <= 0 or size > ADDRESS_LIMIT_BYTES:
+        return False
+    fresh: cython.longlong = apart_end(s, old_size, size) - ((s.brk + 15) & -16)
+    extra: cython.longlong = (fresh - 33 - s.top_pad) & -s.page
+    return fresh >= s.trim_threshold and extra > 0 and fresh - extra < n * GRANULE_BYTES + MIN_BYTES
+
+
+@cython.cfunc
+@cython.inline
+def growth(s: State, n: cython.longlong, old_size: cython.longlong) -> cython.longlong:
+    """Bytes that malloc asks of the break for n granules, counting on the old top."""
+    return (n * GRANULE_BYTES + s.top_pad + MIN_BYTES - old_size + s.page - 1) & -s.page
+
+
+@cython.cfunc
+@cython.inline
+def apart_end(s: State, old_size: cython.longlong, size: cython.longlong) -> cython.longlong:
+    """Where the break comes to be when the new memory does not border the old top: the second move makes up for it."""
+    aligned: cython.longlong = (s.brk + 15) & -16
+    return (aligned + size + old_size + s.page - 1) & -s.page
 
 
 @cython.cfunc
@@ -65,8 +99,7 @@ def grow_apart(s: State, old_size: cython.longlong, size: cython.longlong) -> cy
     """
     start: cython.longlong = s.brk
     aligned: cython.longlong = (start + 15) & -16
-    correction: cython.longlong = aligned - start + old_size
-    end: cython.longlong = (start + size + correction + s.page - 1) & -s.page
+    end: cython.longlong = apart_end(s, old_size, size)
     if s.top == 0:
         s.base = aligned
     fresh: cython.longlong = FIRST + ((aligned - s.base) >> 4)
