@@ -271,7 +271,11 @@ def _mark_zero(vma: Vma, entries: U64, category: U8) -> None:
     excess = int(counted.sum()) - vma.rss // PAGE
     if excess <= 0:
         return
-    candidates = np.flatnonzero((category == Category.ANON) & ((entries & _EXCLUSIVE) == 0))
+    maybe = (category == Category.ANON) & ((entries & _EXCLUSIVE) == 0)
+    if vma.inode == 0 and "s" not in vma.perms:
+        maybe |= category == Category.FILE  # the huge zero page is not anonymous
+    candidates = np.flatnonzero(maybe)
+    candidates = candidates[np.argsort(category[candidates] != Category.FILE, kind="stable")]
     frames = entries[candidates] & _PFN
     if len(frames) and frames.any() and len(candidates) <= 1 << 16:
         told = _zero_frames(frames)

@@ -1,8 +1,9 @@
 """Stop all threads of a process for a moment, unnoticed: PTRACE_SEIZE and PTRACE_INTERRUPT, then PTRACE_DETACH.
 
 A stop like this makes some blocking system calls return EINTR that never would in an undisturbed run (epoll_wait,
-sigtimedwait, semop ...: man 7 signal, "Interruption of system calls and library functions by stop signals"). Such a
-result is turned back into a restart before the thread goes on, so the program does not see that it was looked at.
+sigtimedwait, semop ...: man 7 signal, "Interruption of system calls and library functions by stop signals"). So a
+thread that sleeps in one of those is left alone: asleep it changes nothing, and whether it slept through is checked
+afterwards. One that enters such a call just then is interrupted; its EINTR is turned into a restart before it goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from heapledger.errors import ProcessGoneError
 
@@ -53,6 +55,19 @@ def _undo_eintr(tid: int) -> None:
         _ptrace(_SETREGS, tid, ctypes.addressof(regs))
 
 
+def _sleeps_in(pid: int, tid: int) -> str:
+    """What tells one sleep from another, of a thread that sleeps in a call that must not be disturbed; else ""."""
+    try:
+        call = Path(f"/proc/{pid}/task/{tid}/syscall").read_text()
+        number = call.split()[0]
+        if not number.isdecimal() or int(number) not in _RESTARTED:
+            return ""
+        status = Path(f"/proc/{pid}/task/{tid}/status").read_text()
+        return call + status[status.find("voluntary_ctxt_switches") :]
+    except (OSError, IndexError):
+        return ""
+
+
 def _threads(pid: int) -> set[int]:
     try:
         return {int(name) for name in os.listdir(f"/proc/{pid}/task")}
@@ -67,15 +82,23 @@ class _Stop:
         self.deadline = deadline
         self.seized: set[int] = set()
         self.stopped: set[int] = set()
+        self.asleep: dict[int, str] = {}
+
+    def kept_still(self) -> bool:
+        """Whether the threads that were left asleep have slept on until now."""
+        return all(_sleeps_in(self.pid, tid) == sleep for tid, sleep in self.asleep.items())
 
     def all_threads(self) -> None:
         """Stops every thread, also those made meanwhile."""
-        while fresh := _threads(self.pid) - self.seized:
+        while fresh := _threads(self.pid) - self.seized - self.asleep.keys():
             for tid in fresh:
-                self._seize(tid)
+                if sleep := _sleeps_in(self.pid, tid):
+                    self.asleep[tid] = sleep
+                else:
+                    self._seize(tid)
             for tid in list(self.seized - self.stopped):
                 self._wait(tid)
-        if not self.stopped:
+        if not self.stopped and not self.asleep:
             raise ProcessGoneError(f"process {self.pid} has no thread left to stop")
 
     def _seize(self, tid: int) -> None:
@@ -142,8 +165,9 @@ class _Stop:
 
 
 @contextlib.contextmanager
-def stopped(pid: int, *, on_status: OnStatus, timeout_s: float = 1.0) -> Iterator[None]:
-    """All threads of `pid` are stopped inside the `with`, and go on after it whatever happens.
+def stopped(pid: int, *, on_status: OnStatus, timeout_s: float = 1.0) -> Iterator[_Stop]:
+    """All threads of `pid` are stopped inside the `with` (or asleep: ask `kept_still` before it ends), and go on after
+    it whatever happens.
 
     PermissionError where ptrace is denied, ProcessGoneError where the process ended. A SIGINT that comes meanwhile is
     kept for later: a Python exception between seize and detach would leave a thread behind.
@@ -152,7 +176,7 @@ def stopped(pid: int, *, on_status: OnStatus, timeout_s: float = 1.0) -> Iterato
     stop = _Stop(pid, on_status, time.monotonic() + timeout_s)
     try:
         stop.all_threads()
-        yield
+        yield stop
     finally:
         stop.detach()
         signal.pthread_sigmask(signal.SIG_SETMASK, held)

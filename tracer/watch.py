@@ -166,10 +166,11 @@ class Watch:
 
     def _grab_stopped(self) -> tuple[residency.Grab, int, bool, int]:
         begun = time.monotonic_ns()
-        with stopped(self.pid, on_status=self.on_status):
+        with stopped(self.pid, on_status=self.on_status) as stop:
             grab = residency.grab(self.pid)
             seq = self.image.control.get("seq")
-        return grab, seq, True, time.monotonic_ns() - begun
+            still = stop.kept_still()
+        return grab, seq, still, time.monotonic_ns() - begun
 
     def _write(self, reason: str, reading: residency.Reading, seq: int, consistent: bool, pause_ns: int) -> None:
         snapshot_id = self.writer.add_snapshot(

@@ -1,0 +1,195 @@
+"""Every resident page, against what the kernel's own smaps adds up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from heapledger.errors import ProcessGoneError
+from heapledger.store.residency import HUGE, Category, decode_runs
+from heapledger.tracer import residency
+from heapledger.tracer.stopped import stopped
+
+METHODS = ["pagemap_scan", "pagemap"]
+PYTHON = "import json, sys, threading; x = [str(i) for i in range(10**5)]; print('ready', flush=True); sys.stdin.read()"
+
+
+def supported(method: str) -> None:
+    if residency.read(os.getpid()).method != "pagemap_scan" and method == "pagemap_scan":
+        pytest.skip("this kernel has no PAGEMAP_SCAN (Linux 6.7)")
+
+
+def wait_ready(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+
+@pytest.fixture
+def pages(native: Callable[..., Path]) -> Iterator[subprocess.Popen[str]]:
+    """A sleeping program with pages of every kind."""
+    argv = [str(native("run_known.c", "-pthread")), "pages", "60000"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        wait_ready(process)
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def python() -> Iterator[subprocess.Popen[str]]:
+    argv = [sys.executable, "-c", PYTHON]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        wait_ready(process)
+        yield process
+        process.kill()
+
+
+def kernel_rss(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Rss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError
+
+
+def check_balanced(reading: residency.Reading, pid: int) -> None:
+    for vma in reading.vmas:
+        assert vma.resident_bytes == vma.rss, vma
+        assert int(vma.pages.sum(dtype=np.uint64)) * residency.PAGE == vma.end - vma.start, vma
+    assert reading.agrees()
+    assert reading.rss == reading.pagemap_bytes == kernel_rss(pid)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pages_sum_to_rss_in_every_vma_of_a_program_with_all_kinds(pages: subprocess.Popen[str], method: str) -> None:
+    supported(method)
+    reading = residency.read(pages.pid, method=method)
+    assert reading.method == method
+    check_balanced(reading, pages.pid)
+    kinds = {int(kind) & 0xF for vma in reading.vmas for kind in vma.category}
+    assert {Category.ABSENT, Category.ANON, Category.FILE, Category.ZERO} <= kinds
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pages_sum_to_rss_in_python(python: subprocess.Popen[str], method: str) -> None:
+    supported(method)
+    check_balanced(residency.read(python.pid, method=method), python.pid)
+
+
+def test_both_methods_see_the_same_pages(pages: subprocess.Popen[str]) -> None:
+    supported("pagemap_scan")
+    scanned = residency.read(pages.pid, method="pagemap_scan")
+    listed = residency.read(pages.pid, method="pagemap")
+    for one, other in zip(scanned.vmas, listed.vmas, strict=True):
+        if one.rss == 0:
+            continue  # the list leaves those out
+        flat = np.repeat(one.category & 0xF, one.pages)
+        assert np.array_equal(flat, np.repeat(other.category & 0xF, other.pages)), one
+
+
+def test_zero_pages_and_written_ones_are_where_they_were_made(pages: subprocess.Popen[str]) -> None:
+    """1 MiB of which every second page was read (the zero page) and the second page was written."""
+    wanted = [Category.ZERO if i % 2 == 0 else Category.ABSENT for i in range(256)]
+    wanted[1] = Category.ANON
+    flat = [np.repeat(v.category, v.pages) for v in residency.read(pages.pid).vmas if v.perms == "rw-p"]
+    everything = np.concatenate([part for part in flat if len(part) < 1 << 20])
+    windows = np.lib.stride_tricks.sliding_window_view(everything, 256)
+    assert (windows == np.array(wanted, np.uint8)).all(axis=1).any()
+
+
+def test_huge_pages_are_told_and_a_hole_in_one_is_seen(pages: subprocess.Popen[str]) -> None:
+    supported("pagemap_scan")
+    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("transparent huge pages are off")
+    vmas = residency.read(pages.pid).vmas
+    assert any(int(kind) == Category.ANON | HUGE for vma in vmas for kind in vma.category)
+
+
+def test_rows_for_the_file_hold_the_runs(pages: subprocess.Popen[str]) -> None:
+    for vma in residency.read(pages.pid).vmas:
+        row = vma.row()
+        lengths, category = decode_runs(row["runs"])
+        assert np.array_equal(lengths, vma.pages)
+        assert np.array_equal(category, vma.category)
+        assert row["vm_flags"] or row["path"] == "[vsyscall]"
+
+
+def test_a_terabyte_that_is_not_there_costs_nothing(pages: subprocess.Popen[str]) -> None:
+    begun = time.monotonic()
+    reading = residency.read(pages.pid)
+    assert max(vma.end - vma.start for vma in reading.vmas) >= 1 << 40
+    assert time.monotonic() - begun < 1
+
+
+def test_a_process_that_has_ended_is_reported_as_gone() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+        with pytest.raises(ProcessGoneError):
+            residency.read(process.pid)
+        with pytest.raises(ProcessGoneError), stopped(process.pid, on_status=lambda _pid, _status: None):
+            pass
+
+
+def states(pid: int) -> set[str]:
+    """The scheduler's state letter of every thread."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks}
+
+
+def test_all_threads_stand_still_while_stopped_and_run_on_afterwards() -> None:
+    code = (
+        "import threading, itertools\n"
+        "def spin():\n  for i in itertools.count(): pass\n"
+        "for i in range(4): threading.Thread(target=spin, daemon=True).start()\n"
+        "print('ready', flush=True); spin()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        wait_ready(process)
+        for _ in range(20):
+            with stopped(process.pid, on_status=lambda _pid, _status: None):
+                assert states(process.pid) == {"t"}
+        assert "t" not in states(process.pid)
+        assert "TracerPid:\t0\n" in Path(f"/proc/{process.pid}/status").read_text()
+        process.kill()
+
+
+def test_a_thread_is_let_go_when_the_look_fails() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        with pytest.raises(ZeroDivisionError), stopped(process.pid, on_status=lambda _pid, _status: None):
+            _ = 1 // 0
+        assert "t" not in states(process.pid)
+        process.kill()
+
+
+def test_stops_never_interrupt_a_system_call(native: Callable[..., Path]) -> None:
+    """epoll_wait gives EINTR after a stop: so it is left alone, and what slips through is put back."""
+    argv = [str(native("run_known.c", "-pthread")), "waits", "600"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        stops = 0
+        while process.poll() is None:
+            try:
+                with stopped(process.pid, on_status=lambda _pid, _status: None):
+                    stops += 1
+            except (ProcessGoneError, PermissionError):
+                break
+            time.sleep(0.002)
+        output, _ = process.communicate()
+    assert output == "interrupted 0\n"
+    assert stops > 20
+
+
+def test_a_sleep_that_must_not_be_disturbed_is_slept_through(native: Callable[..., Path]) -> None:
+    argv = [str(native("run_known.c", "-pthread")), "waits", "200"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        time.sleep(0.05)
+        with stopped(process.pid, on_status=lambda _pid, _status: None) as stop:
+            assert "t" not in states(process.pid)
+            assert stop.kept_still()
+            time.sleep(0.06)
+            assert not stop.kept_still(), "its 20 ms are over"
+        assert process.wait() == 0
