@@ -106,6 +106,11 @@ void host_unmap(void *start, size_t bytes)
     host_call2(SYS_munmap, start, bytes);
 }
 
+void host_blank(void *start, size_t bytes)
+{
+    map_at((uint64_t)start, bytes, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1);
+}
+
 uint64_t host_now_ns(void)
 {
     struct timespec now;

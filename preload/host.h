@@ -54,6 +54,9 @@ void *host_map_file(int fd, size_t bytes);
 /* Gives back what host_map_* returned. */
 void host_unmap(void *start, size_t bytes);
 
+/* Puts zeroed private memory where host_map_file had mapped a file. */
+void host_blank(void *start, size_t bytes);
+
 /* The ends of the far range all of the above comes from. */
 void host_far_range(uint64_t *low, uint64_t *high);
 

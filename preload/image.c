@@ -100,7 +100,13 @@ static void settings_read(void)
 
 /* ---- start ---- */
 
-static void control_fill(struct hl_control *c, uint64_t start_break)
+struct parent {
+    bool exists, over;
+    uint32_t number;
+    uint64_t seq;
+};
+
+static void control_fill(struct hl_control *c, uint64_t start_break, const struct parent *parent)
 {
     uint64_t low, high;
     host_far_range(&low, &high);
@@ -108,7 +114,8 @@ static void control_fill(struct hl_control *c, uint64_t start_break)
     c->version = 1;
     c->pid = (uint32_t)hl_image->pid;
     c->ppid = (uint32_t)host_call0(SYS_getppid);
-    c->parent_image = ~0u;
+    c->parent_image = parent->number;
+    c->fork_seq = parent->seq;
     c->start_break = start_break;
     c->start_ns = host_now_ns();
     c->start_tsc = host_tsc();
@@ -120,28 +127,24 @@ static void control_fill(struct hl_control *c, uint64_t start_break)
     c->self_high = high;
     c->seq = 1;
     c->nodes = 1;
-    if (last_image.control) {
-        c->parent_image = last_image.number;
-        c->fork_seq = fork_seq ? fork_seq : last_image.control->seq;
-    }
 }
 
-/* Lets go of what was inherited through fork. The parent's rings and stack segments were never mapped here. */
+/*
+ * Lets go of what was inherited through fork. The parent's pages are replaced rather than unmapped: a signal handler may have
+ * forked in the middle of a hook, which then finishes in the child (and whose event is lost there).
+ */
 static void forget_parent(void)
 {
-    if (!last_image.control)
-        return;
-    host_unmap(last_image.control, HL_PAGE);
+    host_blank(last_image.control, HL_PAGE);
     last_image.control = NULL;
-    fork_seq = 0;
-    hl_self = NULL;
+    record_forget();
+    spool_forget();
     stack_fork_child();
 }
 
 static void start_failed(int error)
 {
     hl_image->mode = HL_MODE_OFF;
-    hl_control_page = NULL;
     if (!hl_settings.quiet && error)
         host_complain("heapledger: the spool folder cannot be used; this process is not recorded\n");
 }
@@ -158,12 +161,27 @@ static void image_describe(void)
     spool_copy("/proc/self/smaps", "maps.start");
 }
 
+/* What a fork child has to know of its parent; all ones and 0 for an image that has none. Forgets the parent. */
+static struct parent parent_take(void)
+{
+    struct parent p = {.number = ~0u};
+    if (!last_image.control)
+        return p;
+    p.exists = true;
+    p.number = last_image.number;
+    p.seq = fork_seq ? fork_seq : last_image.control->seq;
+    p.over = last_image.control->state >= HL_ENDED;
+    fork_seq = 0;
+    forget_parent();
+    return p;
+}
+
 static bool image_make(void)
 {
     uint64_t start_break = (uint64_t)host_call1(SYS_brk, 0);
-    bool child = last_image.control != NULL;
+    struct parent parent = parent_take();
     int error = 0;
-    if (child && last_image.control->state >= HL_ENDED) { /* the parent had stopped recording: so does the child */
+    if (parent.over) { /* it had stopped recording: so does the child */
         start_failed(0);
         return false;
     }
@@ -174,17 +192,18 @@ static bool image_make(void)
         start_failed(made < 0 ? -made : error);
         return false;
     }
-    control_fill(control, start_break);
-    forget_parent();
+    control_fill(control, start_break, &parent);
     hl_control_page = control;
     last_image.control = control;
     last_image.number = hl_image->number;
-    if (!child)
+    if (!parent.exists)
         (void)stack_init(hl_settings.depth); /* without memory for it every stack is 0 */
     hl_image->mode = HL_MODE_ON;
     image_describe();
     control->state = HL_RUNNING;
     spool_publish("control", -1);
+    __atomic_store_n(&hl_image->live, 1, __ATOMIC_SEQ_CST);
+    hl_live = &hl_image->live;
     return true;
 }
 
@@ -224,9 +243,7 @@ bool image_start(void)
 static void recording_off(void)
 {
     __atomic_store_n(&hl_image->mode, HL_MODE_OFF, __ATOMIC_SEQ_CST);
-    for (uint32_t i = 0; i < HL_RING_GROUPS && hl_image->groups[i]; i++)
-        for (uint32_t j = 0; j < HL_RING_GROUP; j++)
-            __atomic_store_n(&hl_image->groups[i][j].recording, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&hl_image->live, 0, __ATOMIC_SEQ_CST);
 }
 
 void image_stop(enum hl_stop reason, int error, const char *text)

@@ -13,13 +13,12 @@ enum hl_mode {
     HL_MODE_OFF = 2 /* pass-through: never started, stopped, or past the end */
 };
 
-#define HL_RING_GROUPS 256
-#define HL_RING_GROUP 64
 #define HL_SEGMENTS 4096
 
 /* All that belongs to this image only. Lies in memory that fork wipes, so a child can never write into it. */
 struct hl_image {
     uint32_t mode;         /* enum hl_mode */
+    uint32_t live;         /* 1 while recording: what hl_live points to */
     uint32_t start_lock;   /* making the image */
     uint32_t ring_lock;    /* making and taking rings */
     uint32_t segment_lock; /* making stack segments */
@@ -28,8 +27,6 @@ struct hl_image {
     int pid;
     uint32_t number; /* N of the folder PID.N */
     uint32_t threads;
-    struct hl_thread *groups[HL_RING_GROUPS];
-    struct hl_node *segments[HL_SEGMENTS];
     char folder[3584]; /* of this image, with a slash at the end */
 };
 

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 
 #include "guard.h"
@@ -14,6 +13,13 @@
 
 __thread struct hl_thread *hl_self;
 static __thread uintptr_t thread_stack_low, thread_stack_high;
+
+#define HL_RING_GROUPS 256
+#define HL_RING_GROUP 64
+static struct hl_thread *groups[HL_RING_GROUPS]; /* by ring number; under ring_lock */
+
+static const uint32_t not_live = 0;
+const uint32_t *hl_live = &not_live;
 
 static const char never_single = 0;
 const char *hl_single_threaded = &never_single;
@@ -33,7 +39,7 @@ static void count_lost(uint64_t n)
 
 static struct hl_thread *thread_at(uint32_t index)
 {
-    struct hl_thread *group = hl_image->groups[index / HL_RING_GROUP];
+    struct hl_thread *group = groups[index / HL_RING_GROUP];
     return group ? &group[index % HL_RING_GROUP] : NULL;
 }
 
@@ -53,9 +59,9 @@ static struct hl_thread *thread_slot(uint32_t index)
 {
     if (index >= HL_RING_GROUPS * HL_RING_GROUP)
         return NULL;
-    struct hl_thread **group = &hl_image->groups[index / HL_RING_GROUP];
+    struct hl_thread **group = &groups[index / HL_RING_GROUP];
     if (!*group)
-        *group = host_map_wiped(HL_RING_GROUP * sizeof(struct hl_thread));
+        *group = host_map_private(HL_RING_GROUP * sizeof(struct hl_thread));
     return *group ? &(*group)[index % HL_RING_GROUP] : NULL;
 }
 
@@ -71,7 +77,6 @@ static struct hl_thread *ring_make(int *error)
     struct hl_ring *ring = spool_make("ring.", index, bytes, error);
     if (!ring)
         return NULL;
-    host_call3(SYS_madvise, ring, bytes, MADV_DONTFORK);
     __builtin_memcpy(ring->magic, HL_MAGIC_RING, 8);
     ring->index = index;
     ring->capacity = capacity;
@@ -85,6 +90,16 @@ static struct hl_thread *ring_make(int *error)
     __atomic_store_n(&hl_control_page->rings, index + 1, __ATOMIC_SEQ_CST);
     *error = 0;
     return t;
+}
+
+void record_forget(void)
+{
+    for (uint32_t i = 0; i < HL_RING_GROUPS && groups[i]; i++) {
+        for (uint32_t j = 0; j < HL_RING_GROUP && groups[i][j].ring; j++)
+            host_blank(groups[i][j].ring, HL_PAGE + (size_t)groups[i][j].capacity * 32);
+        groups[i] = NULL;
+    }
+    hl_self = NULL;
 }
 
 static void thread_describe(struct hl_thread *t)
@@ -122,7 +137,6 @@ static struct hl_thread *thread_take(void)
         thread_describe(t);
         hl_self = t;
         stack_thread_init();
-        __atomic_store_n(&t->recording, 1, __ATOMIC_RELEASE);
         thread_announce(t);
     }
     guard_leave(&g);
@@ -136,7 +150,7 @@ struct hl_thread *record_thread_slow(void)
     if (hl_image->mode == HL_MODE_OFF || !image_start())
         return NULL;
     struct hl_thread *t = hl_self;
-    return t && t->recording ? t : thread_take();
+    return t ? t : thread_take();
 }
 
 void record_thread_stack(uintptr_t low, uintptr_t high)
@@ -148,7 +162,7 @@ void record_thread_stack(uintptr_t low, uintptr_t high)
 void record_thread_end(void)
 {
     struct hl_thread *t = hl_self;
-    if (!t || !t->recording)
+    if (!t || !*hl_live)
         return;
     struct hl_values v = {.arg2 = (uint64_t)t->tid};
     record_instant(HL_THREAD_END, 1, &v);
@@ -193,7 +207,7 @@ bool record_room(struct hl_thread *t, uint32_t n, uint32_t margin)
             t->flood_tail = t->tail_seen;
             count_lost(1);
         }
-        if (verdict || !t->recording)
+        if (verdict || !*hl_live)
             return false;
         host_sleep_ns(WAIT_STEP);
     }
@@ -292,12 +306,23 @@ bool record_call_begin(struct hl_event *e, unsigned kind, uint32_t exts, uint32_
     return true;
 }
 
+void record_abandon(struct hl_event *e)
+{
+    if (!*hl_live)
+        return;
+    count_lost(1);
+    e->thread->depth = e->depth;
+}
+
 void record_call_end(struct hl_event *e, const struct hl_values *v)
 {
-    uint64_t seq_exit = record_seq(), span = seq_exit - e->seq;
-    if (span >= HL_SPAN_LATE) {
-        span = record_late(e, 0, seq_exit) ? HL_SPAN_LATE : 0;
+    if (!record_may_close(e)) {
+        record_abandon(e);
+        return;
     }
+    uint64_t seq_exit = record_seq(), span = seq_exit - e->seq;
+    if (span >= HL_SPAN_LATE)
+        span = record_late(e, 0, seq_exit) ? HL_SPAN_LATE : 0;
     record_extend(e, v);
     put(&e->slot[1], v->addr & HL_ADDR_MASK);
     put(&e->slot[2], short_size(v->size, e->slots - 1));

@@ -18,9 +18,8 @@
 #define HL_ROOM_OUTER 128 /* slots that an outer call leaves free for signal handlers */
 #define HL_ROOM_NESTED 32
 
-/* A ring as its owner sees it. Lies in memory that fork wipes: in a child `recording` is 0. One for each ring file. */
+/* A ring as its owner sees it; one for each ring file. Fork copies it: in a child it counts for nothing (see hl_live). */
 struct hl_thread {
-    uint32_t recording;
     uint32_t depth; /* calls in progress: above 1 only inside a signal handler */
     struct hl_ring *ring;
     uint64_t *slots;
@@ -54,6 +53,10 @@ struct hl_event {
 };
 
 extern HL_HIDDEN __thread struct hl_thread *hl_self;
+
+/* 1 while this process image records. Lies in memory that fork wipes: 0 in a child until it has an image of its own. */
+extern HL_HIDDEN const uint32_t *hl_live;
+
 extern HL_HIDDEN const char *hl_single_threaded; /* libc's flag, or a constant 0 */
 
 /* This thread's ring, made or taken if need be. NULL: nothing is recorded. */
@@ -83,13 +86,19 @@ void record_instant(unsigned kind, uint32_t exts, const struct hl_values *v);
 /* The thread is about to end: HL_THREAD_END, and the ring is marked as left (it may still record frees). */
 void record_thread_end(void);
 
+/*
+ * In a fork child, before its image is made: the parent's rings are forgotten. Where they were mapped lies memory of the child's
+ * own then: should a handler have forked in the middle of a hook, the child finishes that hook without harm.
+ */
+void record_forget(void);
+
 /* Notes what the thread's creator knew about its stack, before its first event. 0 if not known. */
 void record_thread_stack(uintptr_t low, uintptr_t high);
 
 static inline struct hl_thread *record_thread(void)
 {
     struct hl_thread *t = hl_self;
-    if (likely(t != NULL) && likely(t->recording))
+    if (likely(t != NULL) && likely(*hl_live))
         return t;
     return record_thread_slow();
 }
@@ -153,6 +162,20 @@ static inline bool record_reserve(struct hl_event *e, struct hl_thread *t, uint3
     return true;
 }
 
+/*
+ * Whether the exit of a call may still be written. Not when recording has stopped, not in the child of a fork that a signal
+ * handler made while the call was in progress, and not when the collector gave up waiting for this call and its slots are
+ * in use again.
+ */
+static inline bool record_may_close(const struct hl_event *e)
+{
+    const struct hl_thread *t = e->thread;
+    return likely(*hl_live) && likely(t->ring->head - e->head <= t->capacity);
+}
+
+/* The exit of such a call. */
+void record_abandon(struct hl_event *e);
+
 /* The last store of an entry. */
 static inline void record_open(struct hl_event *e, unsigned kind, uint32_t stack, uint64_t w1, uint64_t w2)
 {
@@ -172,6 +195,10 @@ static inline void record_close(struct hl_event *e, uint64_t span)
 /* Exit of an allocator call: the result and the word before it. */
 static inline void record_result(struct hl_event *e, uint64_t addr, uint64_t excess, uint64_t word)
 {
+    if (unlikely(!record_may_close(e))) {
+        record_abandon(e);
+        return;
+    }
     uint64_t seq_exit = record_seq();
     uint64_t span = seq_exit - e->seq;
     if (unlikely(span >= HL_SPAN_LATE || excess >= HL_EXCESS_LATE)) {

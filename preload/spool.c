@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 
 #include "guard.h"
@@ -161,27 +160,39 @@ void spool_copy(const char *from, const char *name)
         host_call1(SYS_close, out);
 }
 
+static struct hl_node *segments[HL_SEGMENTS]; /* under segment_lock; fork copies it */
+static uint32_t segments_made;
+
+void spool_forget(void)
+{
+    for (uint32_t k = 0; k < segments_made; k++)
+        if (segments[k] && segments[k] != HL_NO_SEGMENT)
+            host_blank(segments[k], HL_SEGMENT_BYTES);
+    for (uint32_t k = 0; k <= segments_made && k < HL_SEGMENTS; k++)
+        segments[k] = NULL;
+    segments_made = 0;
+}
+
 struct hl_node *spool_stack_segment(uint32_t k)
 {
     if (k >= HL_SEGMENTS || hl_image->mode != HL_MODE_ON)
         return NULL;
-    struct hl_node *have = __atomic_load_n(&hl_image->segments[k], __ATOMIC_ACQUIRE);
+    struct hl_node *have = __atomic_load_n(&segments[k], __ATOMIC_ACQUIRE);
     if (have)
         return have == HL_NO_SEGMENT ? NULL : have;
     struct hl_guard g = guard_enter(&hl_image->segment_lock);
-    have = hl_image->segments[k];
+    have = segments[k];
     if (!have) {
         int error = 0;
-        size_t bytes = HL_SEGMENT_NODES * sizeof(struct hl_node);
-        have = spool_make("stacks.", k, bytes, &error);
+        have = spool_make("stacks.", k, HL_SEGMENT_BYTES, &error);
         if (have) {
-            host_call3(SYS_madvise, have, bytes, MADV_DONTFORK);
             spool_publish("stacks.", k);
+            segments_made = k + 1 > segments_made ? k + 1 : segments_made;
         } else {
             have = HL_NO_SEGMENT;
             spool_append("log", HL_STACKS_FULL, sizeof HL_STACKS_FULL - 1);
         }
-        __atomic_store_n(&hl_image->segments[k], have, __ATOMIC_RELEASE);
+        __atomic_store_n(&segments[k], have, __ATOMIC_RELEASE);
     }
     guard_leave(&g);
     return have == HL_NO_SEGMENT ? NULL : have;

@@ -6,6 +6,7 @@
 
 #define HL_PATH 3712
 #define HL_NO_SEGMENT ((struct hl_node *)-1)
+#define HL_SEGMENT_BYTES (HL_SEGMENT_NODES * sizeof(struct hl_node))
 #define HL_STACKS_FULL "S\tno room for more call stacks\n"
 
 /* Copies `text` with its end mark, cut to `room`. Returns the characters written, without the end mark. */
@@ -27,6 +28,9 @@ int spool_publish(const char *name, int64_t number);
 
 /* Appends to a text file, as far as possible; failures are not reported. */
 void spool_append(const char *name, const char *text, size_t bytes);
+
+/* In a fork child: the parent's stack segments are forgotten, and their places become memory of the child's own. */
+void spool_forget(void);
 
 /* Copies a file of /proc into the folder, as far as possible. */
 void spool_copy(const char *from, const char *name);

@@ -184,6 +184,16 @@ def test_a_handler_that_allocates_is_recorded(shim: Shim, program: Path) -> None
     assert 0x9999 in _sizes(run.first)
 
 
+def test_a_child_forked_by_a_handler_in_the_middle_of_a_call_finishes_the_call(shim: Shim, program: Path) -> None:  # noqa: F811
+    run = shim.run(program, "fork_in_handler")
+    assert (run.code, run.stdout) == (0, b"0\n")
+    assert len(run.images) == 61
+    run.first.check()
+    calls, forks = run.first.of(Kind.MALLOC, Kind.FREE), run.first.of(Kind.FORK)
+    inside = np.searchsorted(calls.seq, forks.seq) - 1
+    assert (forks.seq < calls.seq_exit[inside]).any(), "no fork hit a call; the test shows nothing"
+
+
 def test_a_call_left_by_longjmp_is_closed_as_never_returned(shim: Shim, program: Path) -> None:  # noqa: F811
     run = shim.run(program, "longjmp")
     assert run.stdout == b"300\n"

@@ -82,7 +82,8 @@ static int way_spawn(void)
     pid_t child;
     sink = malloc(0x4444);
     int failed = posix_spawn(&child, "/bin/sh", NULL, NULL, argv, environ);
-    printf("%d %d %d\n", failed, status_of(child), system("exit 6") >> 8);
+    int first = status_of(child);
+    printf("%d %d %d\n", failed, first, system("exit 6") >> 8);
     return 0;
 }
 
@@ -197,9 +198,9 @@ static void on_signal(int number)
     handled++;
 }
 
-static void start_timer(void (*handler)(int))
+static void start_timer(void (*handler)(int), int flags)
 {
-    struct sigaction action = {.sa_handler = handler, .sa_flags = SA_NODEFER};
+    struct sigaction action = {.sa_handler = handler, .sa_flags = flags};
     struct itimerval every = {{0, 200}, {0, 200}};
     sigaction(SIGALRM, &action, NULL);
     setitimer(ITIMER_REAL, &every, NULL);
@@ -219,7 +220,7 @@ static void on_mapping_signal(int number)
 
 static int way_signal(void)
 {
-    start_timer(on_mapping_signal);
+    start_timer(on_mapping_signal, SA_NODEFER);
     while (handled < 400) {
         void *p = malloc(100);
         sink = p;
@@ -234,6 +235,34 @@ static int way_handler_allocates(void)
     signal(SIGUSR1, on_signal);
     raise(SIGUSR1);
     printf("%d\n", handled);
+    return 0;
+}
+
+/* A handler that forks, in the middle of a call sooner or later: the child goes on with that call. */
+static volatile sig_atomic_t is_child, children, failures;
+
+static void on_fork_signal(int number)
+{
+    (void)number;
+    if (is_child || children >= 60)
+        return;
+    pid_t child = fork();
+    is_child = child == 0;
+    children++;
+    failures += child > 0 && status_of(child) != 21;
+}
+
+static int way_fork_in_handler(void)
+{
+    start_timer(on_fork_signal, 0);
+    while (children < 60 && !is_child) {
+        void *p = malloc(100);
+        sink = p;
+        free(p);
+    }
+    if (is_child)
+        _exit(21);
+    printf("%d\n", (int)failures);
     return 0;
 }
 
@@ -459,7 +488,7 @@ static const struct {
     int (*run)(void);
 } ways[] = {WAY(fork), WAY(rawfork), WAY(vfork), WAY(spawn), WAY(exec), WAY(exec_bare), WAY(exec_fail), WAY(exit_thread),
             WAY(return), WAY(exit), WAY(_exit), WAY(_Exit), WAY(quick_exit), WAY(abort), WAY(kill), WAY(signal),
-            WAY(handler_allocates), WAY(longjmp), WAY(threads), WAY(thread_ends), WAY(many_threads), WAY(errno),
+            WAY(handler_allocates), WAY(fork_in_handler), WAY(longjmp), WAY(threads), WAY(thread_ends), WAY(many_threads), WAY(errno),
             WAY(dlopen), WAY(dlopen_runpath), WAY(many), WAY(limit), WAY(nofile)};
 
 int main(int argc, char **argv)
