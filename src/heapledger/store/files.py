@@ -140,7 +140,13 @@ def damage_is_a_trace_error(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise TraceError(f"{str(path)!r} is damaged ({error})") from error
+        raise TraceError(f"{str(path)!r} is damaged ({one_line(error)})") from error
+
+
+def one_line(error: object) -> str:
+    """An error's text on one line and of bounded length: SQLite quotes from damaged files."""
+    text = " ".join(str(error).split())[:200]
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def copy_aside(path: Path) -> Path:

@@ -239,9 +239,11 @@ class Trace:
                 rows = list(self._orm.scalars(statement))
                 self._orm.expunge_all()
             except sqlalchemy.exc.DBAPIError as error:
-                raise TraceError(f"{str(self.path)!r} is damaged ({error.orig})") from error
+                raise TraceError(f"{str(self.path)!r} is damaged ({files.one_line(error.orig)})") from error
             except (ValueError, TypeError) as error:
-                raise TraceError(f"{str(self.path)!r} is damaged (a value cannot be read: {error})") from error
+                raise TraceError(
+                    f"{str(self.path)!r} is damaged (a value cannot be read: {files.one_line(error)})"
+                ) from error
             finally:
                 self._orm.rollback()
         for row in rows:

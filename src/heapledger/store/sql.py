@@ -283,7 +283,7 @@ class Database:
             ) from error
         except apsw.Error as error:
             raise UsageError(
-                f"SQL: {_one_line(error)}", hint="`heapledger sql --help` lists tables and columns"
+                f"SQL: {files.one_line(error)}", hint="`heapledger sql --help` lists tables and columns"
             ) from error
 
     def close(self) -> None:
@@ -295,10 +295,6 @@ class Database:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _authorize(operation: int, name: str | None, second: str | None, database: str | None, trigger: str | None) -> int:
