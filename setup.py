@@ -32,7 +32,7 @@ def cython_extensions() -> list[Extension]:
         if script.exists():
             subprocess.run([os.sys.executable, str(script)], check=True)  # type: ignore[attr-defined]
             source = os.path.relpath(ROOT / folder / "_compiled.py", ROOT)
-            extensions.append(Extension(module, [source], extra_compile_args=["-O3"]))
+            extensions.append(Extension(module, [source], extra_compile_args=["-O3", "-Wno-sign-compare"]))
     return list(cythonize(extensions, language_level=3, include_path=[str(ROOT / "src")])) if extensions else []
 
 

@@ -53,7 +53,7 @@ def tracers(folder: Path) -> dict[str, tuple[list[str], str]]:
     found = {
         "none": ([], ""),
         "heapledger": (
-            [heapledger, "run", "-q", "--force", "--no-symbols", "-o", str(folder / "t.heapledger"), "--"],
+            [heapledger, "run", "-q", "--no-symbols", "-o", str(folder / "t.heapledger"), "--"],
             "t.heapledger*",
         ),
     }
