@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import resource
 import struct
@@ -99,8 +100,9 @@ def test_a_file_cut_short_raises_nothing(folder: Path, tmp_path: Path, cut: int,
     assert survives(tmp_path / "cut", function_addresses(path, 10), compiled) < WORST_SECONDS
 
 
-def test_folders_devices_and_missing_files_have_no_frames(tmp_path: Path, compiled: bool) -> None:
-    for path in (tmp_path, Path("/dev/zero"), Path("/proc/self/mem"), tmp_path / "missing"):
+def test_folders_devices_pipes_and_missing_files_have_no_frames(tmp_path: Path, compiled: bool) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero"), Path("/proc/self/mem"), tmp_path / "missing"):
         assert survives(path, [0x1000], compiled) < WORST_SECONDS
 
 

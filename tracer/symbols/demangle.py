@@ -9,6 +9,8 @@ from functools import cache, lru_cache
 from heapledger.tracer.symbols.rust import demangle_rust
 
 # Longer names are left mangled: libstdc++ takes stack in proportion to them.
+# Not bounded: what a C++ name made to expand turns into (nested substitutions double at every level, 230 characters
+# make 100 MB). libstdc++ has no limit to set. Rust names are bounded in `rust.py`.
 LIMIT_CHARACTERS = 16_384
 
 

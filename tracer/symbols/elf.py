@@ -161,6 +161,8 @@ class Elf:
         Raises OSError where it cannot be read, DamagedError where it is not a usable ELF file.
         """
         self.path = path
+        if stream is None and not path.is_file():  # opening a pipe would wait for its writer
+            raise DamagedError(f"{path}: not a regular file")
         self._stream: BinaryIO = path.open("rb") if stream is None else stream
         try:
             self._load()

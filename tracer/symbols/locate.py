@@ -15,7 +15,7 @@ NAME_LIMIT_BYTES = 4096
 def open_elf(path: Path) -> Elf | None:
     """The file opened, or None where it cannot be read or is no usable ELF file."""
     try:
-        return Elf(path) if path.is_file() else None
+        return Elf(path)
     except PARSE_ERRORS:
         return None
 

@@ -76,7 +76,7 @@ class Symbolizer:
 
     `debug_dirs` are searched for separate debug files; `cache_dir` keeps resolved frames between runs (None: not at
     all); `compiled` forces the compiled (True) or interpreted (False) inner loops. Nothing in a file, however
-    damaged, raises: its addresses are unresolved.
+    damaged, raises: its addresses are unresolved. For one thread at a time.
     """
 
     def __init__(
