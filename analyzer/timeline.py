@@ -23,13 +23,15 @@ MODEL_SERIES = (
 )
 #: From the /proc samples: series → column.
 SAMPLE_SERIES = {"rss": "rss", "rss_anon": "rss_anon"}
+#: Buckets of the finest level. Eight times what a plot draws; seven series of it take about 0.7 MB in the file.
+_FINEST = 1 << 15
 
 
 class TimelineBuilder:
     """Collects the model's series. Memory is bounded, whatever the number of events."""
 
     def __init__(self) -> None:
-        self._builders = {name: Builder() for name in MODEL_SERIES}
+        self._builders = {name: Builder(_FINEST) for name in MODEL_SERIES}
         self._reached = 0
         self.events = 0
         self.peak_live_bytes = 0
