@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,12 +36,14 @@ __asm__(".text\n"
         ".globl call_without_frame\ncall_without_frame:\n"
         "push %rbp\nmov $3, %ebp\ncall *%rdi\npop %rbp\nret\n");
 
+#define NOINLINE __attribute__((noinline, noclone))
+extern struct hl_control *hl_control_page;
 static uint32_t last;
 static volatile unsigned sink;
 static void record(void) { stack_here(); sink++; }
 static void record_only(void) { last = stack_only(); sink++; }
 
-__attribute__((noinline)) static void nest(void (*through)(void (*)(void)), void (*call)(void), unsigned left)
+static NOINLINE void nest(void (*through)(void (*)(void)), void (*call)(void), unsigned left)
 {
     volatile char room[48];
     room[0] = 1;
@@ -125,6 +128,49 @@ static int reload(const char *first, const char *second)
     return expect(same > 30, "the libraries are loaded at the same address") + stack_test_report();
 }
 
+/* More stacks than there is room for: 4^9 paths, where SEGMENTS=1 leaves 65,535 nodes. */
+static NOINLINE void spread(unsigned left)
+{
+    if (left == 0) {
+        last = stack_only();
+        return;
+    }
+    spread(left - 1);
+    sink++;
+    spread(left - 1);
+    sink += 2;
+    spread(left - 1);
+    sink += 3;
+    spread(left - 1);
+    sink += 4;
+}
+
+static int exhaust(void)
+{
+    struct stack_counters counters;
+    spread(9);
+    stack_counters(&counters);
+    uint64_t ips[8];
+    unsigned count = trie_path(last, ips, 8);
+    return expect(counters.exhausted > 100000, "nodes run out") +
+           expect(hl_control_page->nodes == HL_SEGMENT_NODES, "ids handed out are those that could be written") +
+           expect(count >= 3 && count < 13, "what is known of the callers is still said") +
+           expect(trie_path(HL_SEGMENT_NODES - 1, ips, 8) > 0 && ips[0] != 0, "the last node is written");
+}
+
+static int keeps_errno(void)
+{
+    int wrong = 0;
+    for (unsigned i = 0; i < 200; i++) {
+        errno = 4000 + (int)i;
+        nest(i % 3 ? call_without_frame : call_by_rbx, record_only, i);
+        wrong += expect(errno == 4000 + (int)i, "errno is left alone");
+        if (i % 20 == 0)
+            stack_flush();
+    }
+    return wrong != 0;
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
@@ -135,5 +181,9 @@ int main(int argc, char **argv)
         return guesses();
     if (!strcmp(what, "reload") && argc == 4)
         return reload(argv[2], argv[3]);
+    if (!strcmp(what, "exhaust"))
+        return exhaust();
+    if (!strcmp(what, "errno"))
+        return keeps_errno();
     return 64;
 }

@@ -1,5 +1,5 @@
 /*
- * stack_cpp.cpp: stacks of C++ compared with backtrace(): templates, virtual calls, lambdas, exceptions thrown through
+ * stack_cpp.cpp: stacks of C++ compared with libgcc's: templates, virtual calls, lambdas, exceptions thrown through
  * frames and caught (captures in destructors and handlers run while the exception unwinds), rethrow, thread_local
  * destructors, std::sort, std::function, coroutine-free.
  */

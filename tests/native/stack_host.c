@@ -1,19 +1,25 @@
 /*
  * stack_host.c: the shim's stack capture in a program of its own: what preload/host.h asks of the rest of the shim, and
- * `stack_here`, which captures the caller's stack and compares it with what glibc's backtrace() (libgcc's unwinder) says.
+ * `stack_here`, which captures the caller's stack and compares it with what libgcc's unwinder says (that of C++ exceptions
+ * and of glibc's backtrace()).
+ *
+ * -DOLD_LIBC: for a libc without _dl_find_object, which libgcc then finds here; NO_FIND_OBJECT=1 in the environment hides
+ * it from the unwinder under test.
  */
+#define _GNU_SOURCE
 #include "../../preload/host.h"
 #include "../../preload/spool.h"
 #include "../../preload/stack.h"
 #include "../../preload/unwind.h"
 
 #include <dlfcn.h>
-#include <execinfo.h>
+#include <link.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <unwind.h>
 
 #include "stack_test.h"
 
@@ -39,7 +45,8 @@ int modules_find(uintptr_t ip) { (void)ip; return -1; }
 struct hl_node *spool_stack_segment(uint32_t k)
 {
     static struct hl_node *made[64];
-    if (k >= 64)
+    const char *limit = getenv("SEGMENTS"); /* a full disk */
+    if (k >= (limit != NULL ? (unsigned)atoi(limit) : 64))
         return NULL;
     struct hl_node *none = NULL, *fresh = host_map_private(HL_SEGMENT_NODES * sizeof *fresh);
     if (!__atomic_compare_exchange_n(&made[k], &none, fresh, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
@@ -49,23 +56,66 @@ struct hl_node *spool_stack_segment(uint32_t k)
     return fresh;
 }
 
+#ifdef OLD_LIBC
+int _dl_find_object(void *pc, struct dl_find_object *result);
+
+struct wanted { uintptr_t pc; struct dl_find_object *result; };
+static int visit(struct dl_phdr_info *info, size_t size, void *data)
+{
+    struct wanted *wanted = data;
+    void *eh_frame = NULL;
+    (void)size;
+    for (int i = 0; i < info->dlpi_phnum; i++)
+        if (info->dlpi_phdr[i].p_type == PT_GNU_EH_FRAME)
+            eh_frame = (void *)(info->dlpi_addr + info->dlpi_phdr[i].p_vaddr);
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *header = &info->dlpi_phdr[i];
+        if (header->p_type != PT_LOAD || wanted->pc - info->dlpi_addr - header->p_vaddr >= header->p_memsz)
+            continue;
+        wanted->result->dlfo_eh_frame = eh_frame;
+        return 1;
+    }
+    return 0;
+}
+
+int _dl_find_object(void *pc, struct dl_find_object *result)
+{
+    struct wanted wanted = {(uintptr_t)pc, result};
+    return dl_iterate_phdr(visit, &wanted) == 1 ? 0 : -1;
+}
+#endif
+
+struct trace { void **ips; unsigned count, limit; };
+static _Unwind_Reason_Code add_frame(struct _Unwind_Context *context, void *data)
+{
+    struct trace *trace = data;
+    if (trace->count < trace->limit)
+        trace->ips[trace->count++] = (void *)_Unwind_GetIP(context);
+    return _URC_NO_REASON;
+}
+
+unsigned stack_test_unwind(void **ips, unsigned limit)
+{
+    struct trace trace = {ips, 0, limit};
+    _Unwind_Backtrace(add_frame, &trace);
+    return trace.count > 0 && ips[trace.count - 1] == NULL ? trace.count - 1 : trace.count;
+}
+
 void stack_test_init(unsigned max_depth)
 {
-    void *warm[4];
     depth = max_depth;
-    backtrace(warm, 4); /* loads libgcc_s */
     if (stack_init(max_depth) != 0)
         abort();
 }
 
 static void complain(const uint64_t *got, unsigned have, void *const *want, unsigned wanted)
 {
-    fprintf(stderr, "stack differs; ours (%u) and backtrace's (%u):\n", have, wanted);
+    fprintf(stderr, "stack differs; ours (%u) and libgcc's (%u):\n", have, wanted);
     for (unsigned i = 0; i < have || i < wanted; i++)
         fprintf(stderr, "  %16lx %16lx\n", i < have ? (unsigned long)got[i] : 0, i < wanted ? (unsigned long)want[i] : 0);
 }
 
-/* A frame that a signal interrupted is pc + 1 with us and pc with backtrace. */
+/* A frame that a signal interrupted is pc + 1 with us and pc with libgcc. */
 static bool same(const uint64_t *got, unsigned i, void *want)
 {
     bool interrupted = i > 0 && UNWIND_RULE_KIND(unwind_rule(got[i - 1])) == UNWIND_SIGNAL;
@@ -76,7 +126,7 @@ static void compare(uint32_t node, uint64_t ip)
 {
     uint64_t got[LIMIT]; /* on the stack: handlers come here while we are here */
     void *want[LIMIT];
-    unsigned have = trie_path(node, got, LIMIT), wanted = (unsigned)backtrace(want, LIMIT), skip = 0;
+    unsigned have = trie_path(node, got, LIMIT), wanted = stack_test_unwind(want, LIMIT), skip = 0;
     __atomic_add_fetch(&captures, 1, __ATOMIC_RELAXED);
     while (skip < wanted && (uint64_t)want[skip] != ip)
         skip++;

@@ -1,6 +1,6 @@
 /*
  * stack_shapes.c: stacks of many shapes, each captured repeatedly (so that the memo, the rejoining and the plain walk all
- * get their turn) and compared with backtrace(). argv[1]: which; see main.
+ * get their turn) and compared with libgcc's. argv: which (see main), depth limit, milliseconds of "timer".
  */
 #define _GNU_SOURCE
 #include <alloca.h>
@@ -311,7 +311,7 @@ int main(int argc, char **argv)
     else if (!strcmp(what, "recursion")) for (unsigned i = 0; i < 10; i++) recurse(700 + i % 3);
     else if (!strcmp(what, "libc")) for (unsigned i = 0; i < 30; i++) through_libc();
     else if (!strcmp(what, "signals")) signals();
-    else if (!strcmp(what, "timer")) timer(1500);
+    else if (!strcmp(what, "timer")) timer(argc > 3 ? (unsigned)atoi(argv[3]) : 1500);
     else if (!strcmp(what, "leaving")) leaving();
     else if (!strcmp(what, "threads")) threads();
     else if (!strcmp(what, "jumps")) jumps();

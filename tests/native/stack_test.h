@@ -10,10 +10,12 @@ extern "C" {
 
 /* Before anything else; max_depth as in stack_init. */
 void stack_test_init(unsigned max_depth);
-/* Captures the caller's stack, compares it with backtrace(), and gives the node. */
+/* Captures the caller's stack, compares it with libgcc's, and gives the node. */
 uint32_t stack_here(void);
-/* Captures without comparing (where backtrace() would not be right, or too slow). */
+/* Captures without comparing (where libgcc would not be right, or too slow). */
 uint32_t stack_only(void);
+/* libgcc's unwinder: the return addresses from here on; gives how many. */
+unsigned stack_test_unwind(void **ips, unsigned limit);
 /* Prints the counts; 0 if nothing differed. */
 int stack_test_report(void);
 
