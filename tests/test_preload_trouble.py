@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,3 +198,45 @@ def test_python_with_threads_and_children_says_the_same(shim: Shim) -> None:  # 
     for image in run.images:
         image.check()
     assert sum(len(image.events) for image in run.images) > 30000
+
+
+# ---- beside other things in the process
+
+
+def test_another_malloc_behind_the_shim_is_recorded_without_header_words(
+    shim: Shim,  # noqa: F811
+    program: Path,
+    native: Native,
+) -> None:
+    other = native("shim_other_malloc.c", "-shared", "-fPIC", "-fno-builtin")
+    run = shim.run(program, "return", env={"LD_PRELOAD": f"{shim.library} {other}"})
+    assert (run.code, run.stdout, run.stderr) == (11, b"late\n", b"")
+    image = run.first
+    image.check()
+    blocks = image.of(Kind.MALLOC)
+    assert 0x7777 in blocks.size
+    assert (blocks.addr >= 0x200000000000).all()
+    assert not blocks.word.any()
+
+
+def test_the_shims_own_mappings_lie_far_from_the_programs(shim: Shim, program: Path) -> None:  # noqa: F811
+    image = shim.run(program, "exit_thread").first
+    low, high = image.get("self_low"), image.get("self_high")
+    inside: list[str] = []
+    outside: list[str] = []
+    for line in image.maps.splitlines():
+        start, end = (int(number, 16) for number in line.split()[0].split("-"))
+        (inside if low <= start and end <= high else outside).append(line)
+    assert {line.rsplit("/", 1)[1] for line in inside if "/" in line} >= {"control", "ring.0", "ring.1", "stacks.0"}
+    assert not [line for line in outside if str(image.folder) in line]
+
+
+def test_recording_makes_no_system_calls(shim: Shim, program: Path, tmp_path: Path) -> None:  # noqa: F811
+    if not shutil.which("strace"):
+        pytest.skip("strace is not installed")
+    log = tmp_path / "strace"
+    shim.run("strace", "-f", "-o", log, program, "many", options="ring_slots=1048576")
+    calls = log.read_text().splitlines()
+    start = max(i for i, line in enumerate(calls) if "/proc/self/smaps" in line)
+    assert any("execve" in line and "shim_process" in line for line in calls)
+    assert len(calls) - start < 200, "400,000 blocks were allocated and freed here"
