@@ -440,6 +440,13 @@ class Trace:
                 self._stacks[key] = list(self._walk(process_id, node))
             return self._stacks[key]
 
+    def frames(self, process_id: int, node: int) -> Iterator[StackFrame]:
+        """As `stack`, frame by frame: for who needs only the innermost ones of very many stacks."""
+        with self._lock:
+            if process_id not in self._nodes:
+                self._load_nodes(process_id)
+        return self._walk(process_id, node)
+
     def _walk(self, process_id: int, node: int) -> Iterator[StackFrame]:
         if process_id not in self._nodes:
             self._load_nodes(process_id)
