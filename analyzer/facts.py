@@ -9,7 +9,7 @@ blocks), and so on. Lists are bounded; what is left out is summed beside them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from heapledger.analyzer.kernel.vma import Vma
 from heapledger.analyzer.leaks.not_freed import NotFreed
 from heapledger.analyzer.ledger import HeapState, Ledger, Owner, origin_of
 from heapledger.analyzer.owners import SHIM, OwnerKind
-from heapledger.analyzer.sites import Frame, fingerprint, site_index, site_name
+from heapledger.analyzer.sites import Frame, fingerprint, frame_name, site_name, site_of
 from heapledger.store.reader import Trace
 
 #: Call sites kept by name, in a ledger; the rest is one sum.
@@ -42,18 +42,21 @@ class Names:
 
     def frames(self, origin: int, node: int) -> list[Frame]:
         """Innermost first; [] where nothing is known."""
+        return list(self.each_frame(origin, node))
+
+    def each_frame(self, origin: int, node: int) -> Iterator[Frame]:
+        """As `frames`, resolved one by one: a site needs only the innermost few."""
         if not node or not 0 <= origin < len(self._ids):
-            return []
+            return
         process_id = self._ids[origin]
         biases = self._biases.get(process_id)
         if biases is None:
             biases = self._biases[process_id] = {m.path: m.bias for m in self._trace.modules(process_id)}
-        return [
-            Frame(f.function, f.file, f.line, f.module, f.address, f.inlined, _offset(f.address, biases.get(f.module)))
-            for f in self._trace.stack(process_id, node)
+        for f in self._trace.frames(process_id, node):
             # The shim's own frames (it stands between a thread's start and its function) are none of the program's.
-            if not f.module.endswith("/" + SHIM)
-        ]
+            if not f.module.endswith("/" + SHIM):
+                offset = _offset(f.address, biases.get(f.module))
+                yield Frame(f.function, f.file, f.line, f.module, f.address, f.inlined, offset)
 
 
 def _offset(address: int, bias: int | None) -> int | None:
@@ -81,7 +84,7 @@ def ledger_fact(
 def _owner(owner: Owner, names: Names) -> dict[str, Any]:
     name = owner.name
     if owner.kind is OwnerKind.MMAP:
-        name = site_name(names.frames(owner.origin, owner.stack))
+        name = site_name(names.each_frame(owner.origin, owner.stack))
     return {
         "kind": str(owner.kind),
         "name": name,
@@ -98,8 +101,7 @@ def _sites(ledger: Ledger, names: Names) -> tuple[list[dict[str, Any]], dict[str
     for part in ledger.sites:
         columns = (part.stack, part.rss_bytes, part.requested_bytes, part.blocks)
         for node, rss, requested, blocks in zip(*(c.tolist() for c in columns), strict=True):
-            frames = names.frames(part.origin, node)
-            frame = frames[site_index(frames)] if frames else None
+            frame = site_of(names.each_frame(part.origin, node))
             key = (
                 (frame.function, frame.file, frame.line, frame.module) if frame is not None and frame.function
                 else (frame.offset or frame.address, frame.module) if frame is not None
@@ -108,7 +110,7 @@ def _sites(ledger: Ledger, names: Names) -> tuple[list[dict[str, Any]], dict[str
             site = merged.get(key)
             if site is None:
                 site = merged[key] = {
-                    "name": site_name(frames),
+                    "name": frame_name(frame) if frame is not None else site_name([]),
                     "function": frame.function if frame else "",
                     "file": frame.file if frame else None,
                     "line": frame.line if frame else None,
@@ -171,7 +173,9 @@ def _pins_by_site(holes: Holes, own_since: Sequence[int], names: Names) -> list[
     fields = ("holes", "bytes", "resident_bytes", "reclaimable_bytes")
     for pinned in holes.pins:
         stack = [origin_of(pinned.time, own_since), pinned.stack]
-        site = merged.setdefault(site_name(names.frames(*stack)), {"stack": stack, **dict.fromkeys(fields, 0)})
+        site = merged.setdefault(
+            site_name(names.each_frame(stack[0], stack[1])), {"stack": stack, **dict.fromkeys(fields, 0)}
+        )
         for field in fields:
             site[field] += getattr(pinned, field)
     return sorted(merged.values(), key=lambda p: -p["resident_bytes"])[:MAX_SITES]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 
@@ -36,25 +37,28 @@ _LIBRARY = re.compile(
 )
 
 
+@cache
 def is_wrapper(function: str) -> bool:
     """Whether a function merely wraps malloc."""
     name = function.partition("(")[0].partition("@")[0]
     return bool(_LIBRARY.match(function) or _WRAPPER.search(name))
 
 
-def site_index(frames: Sequence[Frame]) -> int:
-    """Index of the innermost frame that is not a wrapper; 0 where all of them are (or there are none)."""
-    for index, frame in enumerate(frames):
-        if frame.function and not is_wrapper(frame.function):
-            return index
-        if not frame.function and frame.module:
-            return index
-    return 0
+def site_of(frames: Iterable[Frame]) -> Frame | None:
+    """The innermost frame that is not a wrapper; the first where all of them are; None where there is none."""
+    first = None
+    for frame in frames:
+        if first is None:
+            first = frame
+        if frame.module if not frame.function else not is_wrapper(frame.function):
+            return frame
+    return first
 
 
-def site_name(frames: Sequence[Frame]) -> str:
-    """The call site in a few words: `function (file.c:12)`, `function (libx.so)`, or `libx.so+?`."""
-    return frame_name(frames[site_index(frames)]) if frames else "(no call stack)"
+def site_name(frames: Iterable[Frame]) -> str:
+    """The call site in a few words: `function (file.c:12)`, `function (libx.so)`, or `libx.so+0x12`."""
+    site = site_of(frames)
+    return frame_name(site) if site is not None else "(no call stack)"
 
 
 def frame_name(frame: Frame) -> str:

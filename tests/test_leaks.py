@@ -7,7 +7,7 @@ import pytest
 
 from heapledger.analyzer.leaks.not_freed import not_freed
 from heapledger.analyzer.replay import LiveTable
-from heapledger.analyzer.sites import Frame, fingerprint, is_wrapper, short_function, site_index, site_name
+from heapledger.analyzer.sites import Frame, fingerprint, is_wrapper, short_function, site_name, site_of
 
 
 def live(*rows: tuple[int, int, int]) -> LiveTable:
@@ -69,7 +69,7 @@ def test_other_functions_are_call_sites(name: str) -> None:
 
 def test_the_site_is_the_first_frame_that_is_no_wrapper() -> None:
     stack = [frame("xmalloc"), frame("operator new(unsigned long)"), frame("parse", "/src/json.c", 41), frame("main")]
-    assert site_index(stack) == 2
+    assert site_of(stack) == stack[2]
     assert site_name(stack) == "parse (json.c:41)"
     assert site_name([frame("xmalloc", "x.c", 1)]) == "xmalloc (x.c:1)"
     assert site_name([]) == "(no call stack)"
