@@ -7,6 +7,7 @@ from heapledger.analyzer.glibc.alloc import malloc_request, tcache_maybe_init
 from heapledger.analyzer.glibc.blocks import block_add, block_find, block_remove
 from heapledger.analyzer.glibc.chunk import State, address_of, drop_live, granule_of, make_live, size_for, top_end
 from heapledger.analyzer.glibc.constants import (
+    ADDRESS_LIMIT_BYTES,
     BLOCK_MAPPED,
     FAILED,
     FIRST,
@@ -75,14 +76,12 @@ def confirm(s: State, g: cython.longlong, request: cython.longlong) -> cython.vo
         make_live(s, g, request)
         return
     s.word_mismatches += 1
+    make_live(s, g, request)
     if (word & -8) == s.head[g] * GRANULE_BYTES:
         s.exact += 1
-        make_live(s, g, request)
         return
     count_forced(s, address_of(s, g) + 16, s.observed, WHY_SIZE)
     if word & 6 == 0 and carve(s, g, word >> 4) != 0:
-        make_live(s, g, request)
-    else:
         make_live(s, g, request)
 
 
@@ -146,7 +145,13 @@ def settle_mapped(s: State, request: cython.longlong) -> cython.void:
     base: cython.longlong = s.observed - 16 - s.map_lead
     word: cython.longlong = s.observed_word
     size: cython.longlong = s.map_length - s.map_lead
-    if s.observed <= 0 or base & (s.page - 1) or (word != 0 and word & 2 == 0) or granule_of(s, base) != 0:
+    if (
+        s.observed <= 0
+        or s.observed > ADDRESS_LIMIT_BYTES
+        or base & (s.page - 1)
+        or (word != 0 and word & 2 == 0)
+        or granule_of(s, base) != 0
+    ):
         s.n_mmaps -= 1
         overlap: cython.bint = s.observed != 0 and adopt(s, s.observed, request, word)
         count_forced(s, 0, s.observed, WHY_OVERLAP if overlap else WHY_ADDRESS if s.observed else WHY_FAILED)
@@ -261,8 +266,6 @@ def word_differs(s: State, g: cython.longlong, word: cython.longlong) -> cython.
     requested: cython.longlong = s.head[g] * GRANULE_BYTES - s.link[g + 1]
     if carve(s, g, n) != 0:
         make_live(s, g, requested)
-    elif s.state[g] != LIVE:
-        make_live(s, g, requested)
 
 
 @cython.cfunc
@@ -357,7 +360,7 @@ def realloc_mapped(s: State, i: cython.longlong, request: cython.longlong) -> cy
 @cython.cfunc
 def on_break(s: State, now: cython.longlong) -> cython.void:
     """The program moved the break itself, or asked where it is. Below the heap's end it would have broken malloc."""
-    if now <= 0 or now > 0x7FFFFFFFFFFF:
+    if now < s.page or now >= ADDRESS_LIMIT_BYTES:
         return
     if s.top == 0 and not s.base_known:
         s.base = (now + 15) & -16
@@ -416,7 +419,7 @@ def on_other(s: State, size: cython.longlong, arg: cython.longlong, arg2: cython
     elif kind == KIND_MALLOPT:
         result(s, mallopt(s, arg, size))
     elif kind == KIND_SBRK:
-        if s.observed != -1:
+        if 0 < s.observed < ADDRESS_LIMIT_BYTES and -ADDRESS_LIMIT_BYTES < size < ADDRESS_LIMIT_BYTES:
             on_break(s, s.observed + size)
     elif kind == KIND_BRK:
         on_break(s, s.observed)

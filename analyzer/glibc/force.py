@@ -195,6 +195,8 @@ def adopt(s: State, address: cython.longlong, request: cython.longlong, word: cy
     if request < 0 or request > ADDRESS_LIMIT_BYTES:
         request = 0
     size: cython.longlong = word & 0x7FFFFFFFFFF8
+    if address < s.page or address > ADDRESS_LIMIT_BYTES:
+        return not block_add(s, address, address, size, request, BLOCK_ADOPTED)
     if word & 2:
         base: cython.longlong = (address - 16) & -s.page
         length: cython.longlong = (address - 16 - base + size + s.page - 1) & -s.page

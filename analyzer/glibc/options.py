@@ -29,11 +29,11 @@ def use_profile(s: State, profile: Any) -> None:
 def use_settings(s: State, profile: Any, settings: Any) -> None:
     """Takes over the tunables a process was started with (a `Settings`)."""
     if settings.top_pad is not None:
-        set_top_pad(s, settings.top_pad)
+        set_top_pad(s, _as_signed(settings.top_pad))
     if settings.mmap_threshold is not None:
-        set_mmap_threshold(s, settings.mmap_threshold)
+        set_mmap_threshold(s, _as_signed(settings.mmap_threshold))
     if settings.trim_threshold is not None:
-        set_trim_threshold(s, settings.trim_threshold)
+        set_trim_threshold(s, _as_signed(settings.trim_threshold))
     if settings.mmap_max is not None and 0 <= settings.mmap_max <= 0x7FFFFFFF:
         set_mmap_max(s, settings.mmap_max)
     if settings.tcache_max is not None and 0 <= settings.tcache_max <= 1032:
@@ -43,7 +43,13 @@ def use_settings(s: State, profile: Any, settings: Any) -> None:
     if settings.tcache_unsorted_limit is not None:
         s.tc_unsorted_limit = max(0, min(settings.tcache_unsorted_limit, PTRDIFF_MAX))
     if settings.mxfast is not None and profile.mxfast_tunable:
-        set_max_fast(s, settings.mxfast)
+        set_max_fast(s, _as_signed(settings.mxfast))
+
+
+def _as_signed(value: int) -> int:
+    """A size_t as the signed number of the same bits, kept where it can still be added to."""
+    wrapped = ((value + (1 << 63)) & ((1 << 64) - 1)) - (1 << 63)
+    return max(-(1 << 60), min(wrapped, 1 << 60))
 
 
 @cython.cfunc
@@ -97,6 +103,9 @@ def set_mmap_max(s: State, value: cython.longlong) -> cython.longlong:
 def mallopt(s: State, param: cython.longlong, value: cython.longlong) -> cython.longlong:
     """What mallopt returns. Any call, even of an unknown parameter, consolidates the fastbins."""
     consolidate(s)
+    # Both are C ints, whatever a log says.
+    param = ((param & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
+    value = ((value & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
     if param == 1:
         return set_max_fast(s, value)
     if param == -1:

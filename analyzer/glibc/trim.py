@@ -16,19 +16,14 @@ from heapledger.analyzer.glibc.fastbin import consolidate
 def trim_top(s: State, pad: cython.longlong) -> cython.longlong:
     """Lowers the break so that top keeps `pad` bytes and a page; 1 if the break moved.
 
-    glibc compares a signed value with an unsigned one: with a top of just 32 bytes the value is -1, which counts as huge, and
-    the break *rises*. A negative pad stands for one of 2**63 or more.
+    glibc compares a signed value with an unsigned one: with a top of just 32 bytes the value is -1, which counts as
+    huge, and the break *rises*. A negative pad stands for one of 2**63 or more, which nothing exceeds.
     """
     if s.top == 0:
         return 0
     size: cython.longlong = s.head[s.top] * GRANULE_BYTES
     area: cython.longlong = size - 33
-    if (area < 0) == (pad < 0):
-        if area <= pad:
-            return 0
-    elif pad < 0:
-        return 0
-    if pad > ADDRESS_LIMIT_BYTES:
+    if pad < 0 or pad > ADDRESS_LIMIT_BYTES or 0 <= area <= pad:
         return 0
     extra: cython.longlong = (area - pad) & -s.page
     if extra == 0 or s.brk != top_end(s):
