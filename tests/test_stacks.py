@@ -25,7 +25,7 @@ OLD_LIBRARIES = ("libpthread.so.0", "libdl.so.2", "libc.so.6", "ld-linux-x86-64.
 WARN = ["-Wall", "-Wextra", "-Werror"]
 
 #: What stack_shapes.c can do, but for the ways that signals arrive in.
-SHAPES = ("shapes", "recursion", "libc", "signals", "threads", "jumps", "coroutines")
+SHAPES = ("shapes", "recursion", "bases", "libc", "signals", "threads", "jumps", "coroutines")
 #: With the loader's lock-free lookup, and as it is on a libc before 2.35.
 LOOKUPS: tuple[dict[str, str], ...] = ({}, {"NO_FIND_OBJECT": "1"})
 
@@ -154,7 +154,14 @@ def test_a_library_loaded_where_another_one_was_has_its_own_rules(
     plugins = []
     for frame_bytes in (64, 640):
         plugins.append(tmp_path / f"plugin-{frame_bytes:04}.so")
-        command = ["gcc", "-O2", "-shared", "-fPIC", f"-DFRAME_BYTES={frame_bytes}", NATIVE / "stack_plugin.c"]
+        command: list[str | Path] = [
+            "gcc",
+            "-O2",
+            "-shared",
+            "-fPIC",
+            f"-DFRAME_BYTES={frame_bytes}",
+            NATIVE / "stack_plugin.c",
+        ]
         subprocess.run([*command, "-o", plugins[-1]], check=True)
     counts = _run(build("stack_code.c", "-O2"), "reload", *plugins, env=lookup)
     assert (counts.code, counts["mismatches"], counts["lost"]) == (0, 0, 0)

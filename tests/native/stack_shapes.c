@@ -105,6 +105,58 @@ static NOINLINE void recurse(unsigned left)
     sink++;
 }
 
+/*
+ * The same return address at the same rsp with another rbp: frames of alloca whose sizes add up to the same. Words of the
+ * stack before are still there, in memory that nobody has written since: only rbp tells which ones count.
+ */
+static NOINLINE void sites(unsigned site)
+{
+#ifdef __OPTIMIZE__
+    __asm__ volatile("" : : : "rbp"); /* saves the caller's rbp, and has no frame pointer of its own */
+#endif
+    switch (site % 6) {
+    case 0: stack_here(); sink += 1; break;
+    case 1: stack_here(); sink += 2; break;
+    case 2: stack_here(); sink += 3; break;
+    case 3: stack_here(); sink += 4; break;
+    case 4: stack_here(); sink += 5; break;
+    default: stack_here(); sink += 6; break;
+    }
+}
+
+static NOINLINE void inner(unsigned bytes, unsigned site)
+{
+    volatile char *room = alloca(bytes);
+    room[0] = 1;
+    if (site < 6)
+        sites(site);
+    else
+        stack_here();
+    sink += room[0];
+}
+
+#define OUTER(name)                                              \
+    static NOINLINE void name(unsigned bytes, unsigned site)     \
+    {                                                            \
+        volatile char *room = alloca(1024 - bytes);              \
+        room[0] = 1;                                             \
+        inner(bytes, site);                                      \
+        sink += room[0];                                         \
+    }
+OUTER(outer0)
+OUTER(outer1)
+OUTER(outer2)
+OUTER(outer3)
+
+static void bases(void)
+{
+    static void (*const outer[])(unsigned, unsigned) = {outer0, outer1, outer2, outer3};
+    for (unsigned round = 0; round < 3; round++)
+        for (unsigned site = 0; site < 8; site++)
+            for (unsigned i = 0; i < 12; i++)
+                outer[i * 7 / 3 % 4](64 + i * 5 % 4 * 64, site);
+}
+
 /* ---- callbacks through libc, signals -------------------------------------------------------------------------------- */
 
 static int compare(const void *a, const void *b)
@@ -309,6 +361,7 @@ int main(int argc, char **argv)
     stack_test_init(depth);
     if (!strcmp(what, "shapes")) shapes(600);
     else if (!strcmp(what, "recursion")) for (unsigned i = 0; i < 10; i++) recurse(700 + i % 3);
+    else if (!strcmp(what, "bases")) bases();
     else if (!strcmp(what, "libc")) for (unsigned i = 0; i < 30; i++) through_libc();
     else if (!strcmp(what, "signals")) signals();
     else if (!strcmp(what, "timer")) timer(argc > 3 ? (unsigned)atoi(argv[3]) : 1500);
