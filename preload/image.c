@@ -263,7 +263,7 @@ void image_stop(enum hl_stop reason, int error, const char *text)
     n += text_put(line + n, sizeof line - n, text);
     n += text_put(line + n, sizeof line - n, "\n");
     spool_append("log", line, n);
-    if (!hl_settings.quiet) {
+    if (!hl_settings.quiet && reason != HL_STOP_TOLD) {
         n = text_put(line, sizeof line, "heapledger: recording stopped: ");
         n += text_put(line + n, sizeof line - n, text);
         text_put(line + n, sizeof line - n, "; the program runs on\n");
@@ -284,7 +284,7 @@ static bool hold_is_over(uint64_t waited_ms, uint64_t now_ns)
 {
     struct hl_control *c = hl_control_page;
     uint64_t beat = __atomic_load_n(&c->heartbeat_ns, __ATOMIC_ACQUIRE);
-    if (__atomic_load_n(&c->release, __ATOMIC_ACQUIRE) == 1 || waited_ms >= c->hold_ms)
+    if (__atomic_load_n(&c->release, __ATOMIC_ACQUIRE) == 1 || c->told || waited_ms >= c->hold_ms)
         return true;
     return beat == 0 ? waited_ms >= HOLD_FIRST_MS : now_ns > beat && now_ns - beat > HOLD_STALE_MS * NS_PER_MS;
 }

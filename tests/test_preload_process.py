@@ -234,7 +234,7 @@ def test_threads_that_free_each_others_blocks_never_seem_to_reuse_before_the_fre
     shim: Shim,  # noqa: F811
     program: Path,
 ) -> None:
-    run = shim.run(program, "threads")
+    run = shim.run(program, "threads", options="ring_slots=1024")  # many laps
     assert run.stdout == b"10\n"
     image = run.first
     image.check()
@@ -281,6 +281,19 @@ def test_rings_of_dead_threads_are_used_again(shim: Shim, program: Path) -> None
     image.check()
     assert len(image.of(Kind.THREAD_START)) == 61
     assert len(image.rings) <= NO_FREE_RING
+
+
+# ---- the clock
+
+
+def test_a_long_sleep_is_as_long_in_the_events(shim: Shim, program: Path) -> None:  # noqa: F811
+    image = shim.run(program, "sleep").first
+    block = image.of(Kind.MALLOC)
+    first, second = (int(block.time[block.size == size][0]) for size in (0x4444, 0x5555))
+    ticks = (image.get("end_tsc") - image.get("start_tsc")) >> image.get("tick_shift")
+    ns_a_tick = (image.get("end_ns") - image.get("start_ns")) / ticks
+    assert 60 < ns_a_tick < 260
+    assert 1.7e9 < (second - first) * ns_a_tick < 2.2e9
 
 
 # ---- modules

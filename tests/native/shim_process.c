@@ -470,6 +470,15 @@ static int way_limit(void)
     return 0;
 }
 
+/* Longer than the short clock field of a slot can say. */
+static int way_sleep(void)
+{
+    sink = malloc(0x4444);
+    usleep(1700000);
+    sink = malloc(0x5555);
+    return 0;
+}
+
 /* No file can be opened any more when a thread wants its ring. */
 static int way_nofile(void)
 {
@@ -489,7 +498,7 @@ static const struct {
 } ways[] = {WAY(fork), WAY(rawfork), WAY(vfork), WAY(spawn), WAY(exec), WAY(exec_bare), WAY(exec_fail), WAY(exit_thread),
             WAY(return), WAY(exit), WAY(_exit), WAY(_Exit), WAY(quick_exit), WAY(abort), WAY(kill), WAY(signal),
             WAY(handler_allocates), WAY(fork_in_handler), WAY(longjmp), WAY(threads), WAY(thread_ends), WAY(many_threads), WAY(errno),
-            WAY(dlopen), WAY(dlopen_runpath), WAY(many), WAY(limit), WAY(nofile)};
+            WAY(dlopen), WAY(dlopen_runpath), WAY(many), WAY(limit), WAY(nofile), WAY(sleep)};
 
 int main(int argc, char **argv)
 {
