@@ -239,7 +239,7 @@ def test_the_api_says_what_the_command_line_says(known: Watched, told: Callable[
 
 def test_the_timeline_is_drawn_with_few_points_and_zooms(known: Watched) -> None:
     page = known.page
-    assert page.locator("#timeline-plot .scatterlayer .trace").count() == 4
+    assert page.locator("#timeline-plot .scatterlayer .trace").count() == 5  # four series, snapshots
     assert int(page.locator(DRAWN).get_attribute("data-points")) <= 4 * MAX_POINTS
     box = page.locator("#timeline-plot .nsewdrag").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 50)

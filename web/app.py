@@ -48,7 +48,7 @@ def create_app(config: Config, *, make: Maker = make_books) -> Flask:
     for function in FILTERS:
         app.add_template_filter(function)
     app.jinja_env.globals.update(version=__version__, plotly_version=plotly.__version__)
-    desk = Desk(make, kept=config.kept_results, queue_limit=config.queue_limit)
+    desk = Desk(make, kept=config.kept_results, queue_limit=config.queue_limit, rest_s=config.rest_s)
     app.extensions[EXTENSION] = Rooms(config, Catalogue(config), desk)
 
     security.guard(app, config)
@@ -61,7 +61,7 @@ def create_app(config: Config, *, make: Maker = make_books) -> Flask:
 
 def add_plain_routes(app: Flask) -> None:
     def healthz() -> Response:
-        """Alive, and the files can be listed."""
+        """Alive: requests are answered."""
         return Response("ok\n", mimetype="text/plain")
 
     def plotly_js() -> ResponseReturnValue:

@@ -28,6 +28,8 @@ class Config:
     kept_results: int = 32
     #: How long a request waits for an analysis before it shows the progress page instead.
     patience_s: float = 0.4
+    #: How long results of a file that keeps changing are shown before they are made anew.
+    rest_s: float = 5.0
     #: Analyses that may wait for their turn; more are refused with a clear sentence.
     queue_limit: int = 16
 

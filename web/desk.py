@@ -2,7 +2,8 @@
 
 A request asks the desk for the books of a process. They are there, or they are being made (the page shows how far, and
 asks again), or making them failed (the page says why; a changed file is tried again). Results are kept for the files'
-present content, the least recently used are dropped.
+present content, the least recently used are dropped. A file that is being recorded changes all the time: its results
+are good for `rest_s` after they were made, or else a page would never see them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heapledger.errors import HeapledgerError
+from heapledger.errors import HeapledgerError, InputError
 from heapledger.web.catalogue import Stamp, stamp_of
 
 if TYPE_CHECKING:
@@ -53,10 +54,16 @@ class Job:
     error: HeapledgerError | None = None
     finished: threading.Event = field(default_factory=threading.Event)
     started_s: float = field(default_factory=time.monotonic)
+    ended_s: float = 0.0
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started_s
+
+    @property
+    def age_s(self) -> float:
+        """Since the end of a finished job."""
+        return time.monotonic() - self.ended_s
 
 
 class TooBusyError(HeapledgerError):
@@ -66,8 +73,9 @@ class TooBusyError(HeapledgerError):
 class Desk:
     """Makes books with one daemon thread: a replay fills a core, and two at a time only double the memory."""
 
-    def __init__(self, make: Maker, *, kept: int, queue_limit: int) -> None:
+    def __init__(self, make: Maker, *, kept: int, queue_limit: int, rest_s: float = 0.0) -> None:
         self._make = make
+        self._rest_s = rest_s
         self._kept = kept
         self._jobs: OrderedDict[Key, Job] = OrderedDict()
         self._queue: queue.Queue[Job] = queue.Queue(maxsize=queue_limit)
@@ -84,10 +92,10 @@ class Desk:
         try:
             stamp = stamp_of(key[0])
         except OSError as error:
-            raise HeapledgerError(f"{key[0].name} cannot be read: {error.strerror}") from error
+            raise InputError(f"{key[0].name} cannot be read: {error.strerror}") from error
         with self._lock:
             job = self._jobs.get(key)
-            if job and (job.stamp == stamp or not job.finished.is_set()):
+            if job and (job.stamp == stamp or not job.finished.is_set() or job.age_s < self._rest_s):
                 self._jobs.move_to_end(key)
                 return job
             job = Job(key, stamp)
@@ -135,4 +143,5 @@ class Desk:
             job.error = HeapledgerError(f"heapledger failed to analyse {job.key[0].name}; its log says why.")
             job.state = State.FAILED
         finally:
+            job.ended_s = time.monotonic()
             job.finished.set()

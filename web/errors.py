@@ -8,6 +8,7 @@ from flask import Flask, Response, jsonify, make_response, render_template, requ
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 from heapledger.errors import HeapledgerError, InputError, NotMeasuredError, UsageError
+from heapledger.web.desk import TooBusyError
 
 log = logging.getLogger("heapledger.web")
 
@@ -16,6 +17,8 @@ def status_of(error: HeapledgerError) -> int:
     """The HTTP status that says the same as the command line's exit code."""
     if isinstance(error, NotMeasuredError):
         return 404
+    if isinstance(error, TooBusyError):
+        return 503
     if isinstance(error, InputError):
         return 422
     if isinstance(error, UsageError):
@@ -34,7 +37,10 @@ def respond(status: int, title: str, message: str, hint: str = "") -> Response:
 
 def register(app: Flask) -> None:
     def on_heapledger_error(error: HeapledgerError) -> Response:
-        return respond(status_of(error), "This cannot be shown", error.message, error.hint)
+        response = respond(status_of(error), "This cannot be shown", error.message, error.hint)
+        if isinstance(error, TooBusyError):
+            response.headers["Retry-After"] = "5"
+        return response
 
     def on_http_error(error: HTTPException) -> Response:
         response = respond(error.code or 500, error.name, error.description or error.name)

@@ -18,6 +18,7 @@
   let full = null; // [start, end] in ns of the whole process
   let view = null; // [start, end] in ns that is in view
   let data = null; // the API's last answer
+  let lifeEnd = 0; // ns: the last thing that is known of the process
   let request = 0;
   let timer = null;
 
@@ -80,7 +81,9 @@
       if (low !== last && low !== high) add(time, low);
       add(time, last);
     }
-    if (points.length && x[x.length - 1] * unit < data.end_ns) add(data.end_ns, y[y.length - 1]);
+    // What the model says holds until the process ends; a sample says nothing about what came after it.
+    const end = Math.min(lifeEnd, view[1]);
+    if (points.length && series.name !== "rss" && x[x.length - 1] * unit < end) add(end, y[y.length - 1]);
     return {
       type: "scatter",
       mode: x.length > 1 ? "lines" : "markers",
@@ -93,12 +96,37 @@
     };
   }
 
+  // Labels of snapshots; those too close to be read beside each other become one.
+  function joinLabels(marks) {
+    const joined = [];
+    for (const mark of marks) {
+      const last = joined[joined.length - 1];
+      if (last && mark.time_ns - last.time_ns < (view[1] - view[0]) / 20) last.text += `, ${escapeLabel(mark.reason)}`;
+      else joined.push({ time_ns: mark.time_ns, text: escapeLabel(mark.reason) });
+    }
+    return joined;
+  }
+
+  // RSS as a snapshot counted it: exact, and for a short-lived process often all there is.
+  function snapshotTrace(marks, color, unit) {
+    return {
+      type: "scatter",
+      mode: "markers",
+      name: "RSS, snapshot",
+      x: marks.map((mark) => mark.time_ns / unit),
+      y: marks.map((mark) => mark.rss_bytes),
+      text: marks.map((mark) => formatBytes(mark.rss_bytes)),
+      marker: { color, size: 8, symbol: "diamond" },
+      hovertemplate: "%{text}<extra>RSS, snapshot</extra>",
+    };
+  }
+
   function draw() {
     const [unit, unitName] = timeUnit(view[1] - view[0]);
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue(name).trim();
     const present = SERIES.filter((series) => data.series[series.name]?.points.length);
-    const highest = Math.max(1, ...present.map((s) => Math.max(...data.series[s.name].points.map((p) => p[2]))));
+    const peaks = present.map((series) => Math.max(...data.series[series.name].points.map((point) => point[2])));
     const axis = {
       gridcolor: color("--rule"),
       linecolor: color("--rule-strong"),
@@ -108,6 +136,8 @@
       tickcolor: color("--rule-strong"),
     };
     const marks = data.snapshots.filter((mark) => mark.time_ns >= view[0] && mark.time_ns <= view[1]);
+    const labels = joinLabels(marks);
+    const highest = Math.max(1, ...peaks, ...marks.map((mark) => mark.rss_bytes));
     const layout = {
       height: 320,
       margin: { l: 72, r: 16, t: 12, b: 34 },
@@ -132,14 +162,16 @@
         type: "line", x0: mark.time_ns / unit, x1: mark.time_ns / unit, yref: "paper", y0: 0, y1: 1,
         line: { color: color("--ink-soft"), width: 1, dash: "dot" },
       })),
-      annotations: marks.map((mark) => ({
-        x: mark.time_ns / unit, yref: "paper", y: 1, yanchor: "top", xanchor: mark.time_ns > (view[0] + view[1]) / 2 ? "right" : "left",
-        text: escapeLabel(mark.reason), showarrow: false, font: { size: 11, color: color("--ink-soft") },
+      annotations: labels.map((label) => ({
+        x: label.time_ns / unit, yref: "paper", y: 1, yanchor: "top",
+        xanchor: label.time_ns > (view[0] + view[1]) / 2 ? "right" : "left",
+        text: label.text, showarrow: false, font: { size: 11, color: color("--ink-soft") },
       })),
     };
     const traces = present.map((series) =>
       trace(series, data.series[series.name].points, color(`--series-${series.name.replace("_bytes", "")}`), unit),
     );
+    if (marks.length) traces.push(snapshotTrace(marks, color("--series-rss"), unit));
     plot.dataset.points = String(traces.reduce((sum, line) => sum + line.x.length, 0));
     plot.dataset.unit = String(unit);
     return Plotly.react(plot, traces, layout, { displayModeBar: false, responsive: true, doubleClick: false });
@@ -176,8 +208,9 @@
     data = answer;
     if (!full) {
       const moments = data.snapshots.map((mark) => mark.time_ns);
+      lifeEnd = Math.max(data.end_ns, ...moments);
       const margin = (data.end_ns - data.start_ns) / 200;
-      full = [Math.max(0, Math.min(data.start_ns, ...moments) - margin), Math.max(data.end_ns, ...moments) + margin + 1];
+      full = [Math.max(0, Math.min(data.start_ns, ...moments) - margin), lifeEnd + margin + 1];
       view = full;
     }
     await draw();

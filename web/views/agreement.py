@@ -49,6 +49,12 @@ def address_remark(addresses: Json) -> str:
     return ", ".join(parts)
 
 
+def reason_lines(reasons: Json) -> tuple[tuple[str, int], ...]:
+    """`OTHER_ARENA` → `other arena`, the most frequent first."""
+    counted = sorted(((count, name) for name, count in reasons.items() if count), reverse=True)
+    return tuple((visible(name).lower().replace("_", " "), count) for count, name in counted)
+
+
 def own_part(verify: Json, process_id: int) -> Json:
     """What `verify` says of one process: it sums over all of them."""
     return next((part for part in verify.get("processes") or () if part.get("id") == process_id), verify)
@@ -87,9 +93,9 @@ def agreement_view(verify: Json, process_id: int) -> AgreementView:
         glibc=visible(str(part.get("glibc") or verify.get("glibc") or "not known")),
         verdict=verdict,
         is_exact=predicted > 0 and predicted == exact,
-        reasons=tuple((visible(name), count) for name, count in (part.get("reasons") or {}).items() if count),
-        kernel_bytes=rss.get("kernel_bytes"),
-        ledger_bytes=rss.get("ledger_bytes"),
+        reasons=reason_lines(part.get("reasons") or {}),
+        kernel_bytes=rss["kernel_bytes"] if rss.get("snapshots") else None,
+        ledger_bytes=rss["ledger_bytes"] if rss.get("snapshots") else None,
         lost=part["lost"],
         events=part["events"],
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heapledger.analyzer.reports.report import trimmed
-from heapledger.analyzer.sites import Frame, frame_name, short_function, site_index
+from heapledger.analyzer.sites import Frame, frame_name, short_function
 from heapledger.web.units import short_path, shorten, visible
 
 Json = Mapping[str, Any]
@@ -59,13 +59,14 @@ def analyzer_frame(frame: Json) -> Frame:
     )
 
 
-def site_position(stack: Sequence[Json] | None) -> int:
-    """Index of the frame that the analyzer calls the site."""
-    return site_index([analyzer_frame(frame) for frame in stack or ()])
+def site_position(stack: Sequence[Json] | None, site: str) -> int:
+    """Index of the frame that the analyzer named `site`; 0 where none is."""
+    names = (frame_name(analyzer_frame(frame)) for frame in stack or ())
+    return next((index for index, name in enumerate(names) if name == site), 0)
 
 
-def callers_of(stack: Sequence[Json] | None) -> str:
+def callers_of(stack: Sequence[Json] | None, site: str) -> str:
     """The functions that called the site, innermost first: what tells two stacks with one site apart."""
-    frames = trimmed([dict(frame) for frame in stack or ()])[site_position(stack) + 1 :]
+    frames = trimmed([dict(frame) for frame in stack or ()])[site_position(stack, site) + 1 :]
     named = [shorten(short_function(frame["function"]), 60) for frame in frames if frame.get("function")]
     return " ‹ ".join(named[:CALLERS])

@@ -11,8 +11,11 @@ from heapledger.web.units import shorten, visible
 
 Json = Mapping[str, Any]
 
+#: Processes that the selector offers.
+OPTION_LIMIT = 200
+
 ENDS = {
-    "": "not known",
+    "": "",
     "exit": "exited",
     "_exit": "exited",
     "quick_exit": "exited",
@@ -35,19 +38,19 @@ class ProcessOption:
 class HeaderView:
     command: str
     full_command: str
+    #: 0: not known, as in an imported log.
     start_unix_ns: int
     duration_ns: int | None
-    process_duration_ns: int | None
     pid: int
-    exe: str
+    #: How the process ended; empty if that is not known.
     ending: str
     failed: bool
     events: int
     lost: int
     glibc: str
-    source: str
-    kernel: str
     options: tuple[ProcessOption, ...]
+    #: All there are; a build has thousands, and not all are offered.
+    processes: int
     notes: tuple[str, ...]
 
 
@@ -68,6 +71,13 @@ def ending(process: Json) -> tuple[str, bool]:
     return f"{words} with status {status}", status != 0
 
 
+def offered(processes: Sequence[Json], selected_id: int) -> list[Json]:
+    """The processes that the selector offers: those with most events, and the one that is shown."""
+    busiest = sorted(processes, key=lambda process: -process["events"])[:OPTION_LIMIT]
+    ids = {process["id"] for process in busiest} | {selected_id}
+    return [process for process in processes if process["id"] in ids]
+
+
 def option(process: Json, selected_id: int) -> ProcessOption:
     name = command_text(process["argv"]) if process["argv"] else visible(process["exe"])
     text = f"{process['pid']} · {shorten(name, 70)} · {process['events']:,} events"
@@ -78,22 +88,18 @@ def header_view(report: Json) -> HeaderView:
     session, process = report["session"], report["process"]
     words, failed = ending(process)
     command = session["command"] or process["argv"]
-    end_ns, start_ns = process["end_ns"], process["start_ns"]
     return HeaderView(
         command=shorten(command_text(command), 200),
         full_command=command_text(command),
         start_unix_ns=session["start_unix_ns"],
         duration_ns=session["duration_ns"],
-        process_duration_ns=end_ns - start_ns if end_ns is not None else None,
         pid=process["pid"],
-        exe=visible(process["exe"]),
         ending=words,
         failed=failed,
         events=process["events"],
         lost=process["lost"],
         glibc=visible(process["glibc"] or ""),
-        source=visible(session["source"]),
-        kernel=visible(str((session.get("host") or {}).get("kernel") or "")),
-        options=tuple(option(other, process["id"]) for other in report["processes"]),
+        options=tuple(option(other, process["id"]) for other in offered(report["processes"], process["id"])),
+        processes=len(report["processes"]),
         notes=tuple(visible(note) for note in dict.fromkeys([*process["notes"], *report["notes"]])),
     )

@@ -43,6 +43,10 @@ class Overview:
     series: tuple[SeriesRow, ...]
     ledgers: tuple[LedgerView, ...]
     ledger_moments: tuple[str, ...]
+    #: The one ledger there is was also taken at the highest RSS.
+    is_highest: bool
+    #: Whether times are known at all: an imported mtrace log has none.
+    has_time: bool
     sites: tuple[SiteRow, ...]
     sites_at: str
     leaks: LeaksView
@@ -61,6 +65,7 @@ def overview(books: Books) -> Overview:
     agreement = agreement_view(books.verify, books.process_id)
     measured = [report for report in (main, books.peak) if report and report["rss_bytes"] is not None]
     heap, peak = main["heap"], main["peak"]
+    timeline = books.timeline(None, None, TABLE_POINTS)
     return Overview(
         process_id=books.process_id,
         header=header_view(main),
@@ -75,8 +80,10 @@ def overview(books: Books) -> Overview:
             unexplained_bytes=main["unexplained_bytes"] if main["rss_bytes"] is not None else None,
             addresses_share=agreement.checks[0].share,
         ),
-        series=series_rows(books.timeline(None, None, TABLE_POINTS)),
+        series=series_rows(timeline),
         ledgers=tuple(ledger_view(report, moment_title(report)) for report in measured),
+        is_highest=len(measured) == 1,
+        has_time=timeline["end_ns"] is not None and timeline["end_ns"] > timeline["start_ns"],
         ledger_moments=tuple(snapshot_words(report["snapshot"]) for report in measured),
         sites=site_rows(main),
         sites_at=moment_title(main).lower(),

@@ -88,14 +88,14 @@ def site_rows(report: Json) -> tuple[SiteRow, ...]:
     rows = []
     for site in report["sites"][:SITE_ROWS]:
         stack = site.get("stack")
-        chosen = frame_line(stack[site_position(stack)]) if stack else None
+        chosen = frame_line(stack[site_position(stack, site["name"])]) if stack else None
         name = chosen.function if chosen else shorten(site["name"], 100)
         rows.append(
             SiteRow(
                 name=name,
                 place=chosen.place if chosen else "",
                 full=chosen.full if chosen else visible(site["name"]),
-                callers=callers_of(stack),
+                callers=callers_of(stack, site["name"]),
                 frames=frame_lines(stack),
                 bytes=site["bytes"],
                 blocks=site["blocks"],
@@ -113,7 +113,7 @@ def leaks_view(leaks: Json) -> LeaksView:
         LeakRow(
             kind=visible(leak["kind"]),
             name=shorten(leak["site"], 120),
-            callers=callers_of(leak["stack"]),
+            callers=callers_of(leak["stack"], leak["site"]),
             frames=frame_lines(leak["stack"]),
             bytes=leak["bytes"],
             blocks=leak["blocks"],
@@ -143,7 +143,7 @@ def hole_row(hole: Json) -> HoleRow:
         is_top=hole.get("kind") == "top",
         held_by=HELD_BY.get(str(hole.get("held_by")), ""),
         pin_name=shorten(pin.get("site") or "", 120),
-        pin_callers=callers_of(pin.get("stack")),
+        pin_callers=callers_of(pin.get("stack"), pin.get("site") or ""),
         pin_bytes=pin.get("bytes"),
         pin_age=format_duration(pin.get("age_ns")) if pin else "",
         pin_age_ns=pin.get("age_ns") or 0,
