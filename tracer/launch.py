@@ -150,27 +150,47 @@ class Session:
 
 def run(command: list[str], options: RunOptions) -> Outcome:
     """Runs and traces `command`. Errors before the program starts are raised; later ones are told, and it runs on."""
-    target = examine(command[0], os.environ)
-    check_output(options.output)
-    spool = make_spool(options.output)
+    signals = _Signals()
+    spool: Path | None = None
     try:
+        target = examine(command[0], os.environ)
+        check_output(options.output)
+        spool = make_spool(options.output)
         for warning in target.warnings:
             say(f"warning: {warning}", quiet=options.quiet)
-        return _Run(target, command, options, spool).run()
+        return _Run(target, command, options, spool, signals).run()
     except (HeapledgerError, OSError):
-        shutil.rmtree(spool, ignore_errors=True)
+        if spool is not None:
+            shutil.rmtree(spool, ignore_errors=True)
         raise
+    finally:
+        signals.restore()
+
+
+class _Signals:
+    """Signals are taken by sigtimedwait, which says who sent them; those that are ignored stay ignored.
+
+    Blocked before anything starts a thread (numpy does, when it is imported): a thread that does not block them would
+    be chosen to receive them.
+    """
+
+    def __init__(self) -> None:
+        self.waited = {s for s in _WAITED if signal.getsignal(s) is not signal.SIG_IGN or s == signal.SIGCHLD}
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.inherited = {int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, self.waited)}
+
+    def restore(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.inherited)
 
 
 class _Run:
-    def __init__(self, target: Target, command: list[str], options: RunOptions, spool: Path) -> None:
+    def __init__(self, target: Target, command: list[str], options: RunOptions, spool: Path, signals: _Signals) -> None:
         self.target = target
         self.command = command
         self.options = options
         self.spool = spool
         self.problems: list[str] = []
-        self.inherited_mask: set[int] = set()
-        self.waited: set[int] = set()
+        self.signals = signals
         self.tracing = True
 
     # ---- start
@@ -186,19 +206,12 @@ class _Run:
             symbols=self.options.symbols,
         )
         session.save(self.spool)
-        self._block_signals()
         pid = self._spawn()
         output = self.options.output or default_output(self.command[0], pid)
         session.output, session.main_pid = str(output.absolute()), pid
         with contextlib.suppress(OSError):
             session.save(self.spool)
         return self._collect(session, output, pid)
-
-    def _block_signals(self) -> None:
-        """Signals are taken by sigtimedwait, which says who sent them. Those that are ignored stay ignored."""
-        self.waited = {s for s in _WAITED if signal.getsignal(s) is not signal.SIG_IGN or s == signal.SIGCHLD}
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self.inherited_mask = {int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, self.waited)}
 
     def _spawn(self) -> int:
         preload = {"hold_ms": int(self.options.hold * 1000), "ring_slots": self.options.ring_slots}
@@ -214,11 +227,10 @@ class _Run:
                 self.target.path,
                 self.command,
                 variables,
-                setsigmask=self.inherited_mask,
+                setsigmask=self.signals.inherited,
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
             )
         except OSError as error:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self.inherited_mask)
             raise TargetError(f"{self.target.path!r} cannot be started ({error.strerror})") from None
 
     # ---- collect
@@ -300,7 +312,7 @@ class _Run:
             self._take_signal(sleep, collector, main)
 
     def _take_signal(self, sleep: float, collector: Any, main: Any) -> None:
-        info = signal.sigtimedwait(self.waited, sleep)
+        info = signal.sigtimedwait(self.signals.waited, sleep)
         if info is None:
             return
         if info.si_signo == signal.SIGCHLD:
@@ -380,7 +392,6 @@ class _Run:
     def _status(self, main: Any) -> int:
         if main.status is None:
             main.note(*os.waitpid(main.pid, 0))
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.inherited_mask)
         return int(main.status)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from heapledger.errors import HeapledgerError, SpoolError, UsageError
+from heapledger.errors import HeapledgerError, SpoolError, TraceError, UsageError
 from heapledger.store.reader import Trace
 from heapledger.store.writer import TraceWriter
 from heapledger.tracer import host, spool
@@ -54,7 +54,7 @@ def recover(
     before = _unfinished(Path(session.output), session) if session.output else None
     if before is not None and not _same(Path(session.output), target):
         _copy(Path(session.output), target)
-    if before is None and target.exists() and output is None:
+    if before is None and output is None and _holds_another(target):
         raise UsageError(f"{str(target)!r} exists and is not this run's unfinished trace", hint="name another with -o")
     writer = TraceWriter.reopen(target) if before is not None else _new(target, session)
     with writer:
@@ -134,6 +134,17 @@ def _unfinished(path: Path, session: Session) -> dict[str, Written] | None:
             return {f"{p.pid}.{p.image}": _written(trace, p) for p in trace.processes()}
     except HeapledgerError:
         return None
+
+
+def _holds_another(path: Path) -> bool:
+    """Whether a whole trace lies there (one that was cut off before its first row is worth nothing)."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    try:
+        with Trace(path) as trace:
+            return trace.session.id > 0
+    except TraceError:
+        return False
 
 
 def _written(trace: Trace, process: Any) -> Written:
