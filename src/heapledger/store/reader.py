@@ -350,7 +350,7 @@ class Trace:
             if block.last_seq < low or block.first_seq > high:
                 continue
             cut = block.first_seq < low or block.last_seq > high
-            events = self._block(block, wanted | {"seq"} if cut else wanted)
+            events = self.block_events(block, wanted | {"seq"} if cut else wanted)
             if events is None:
                 continue
             if cut:
@@ -383,11 +383,12 @@ class Trace:
             found.append(Block(process_id, row[0], row[1], *(value & _U64 for value in row[2:])))
         return sorted(found, key=lambda block: block.first_seq)
 
-    def _block(self, block: Block, wanted: set[str]) -> Events | None:
-        """A block's events, or None (and an entry in `damaged`) if it cannot be read."""
+    def block_events(self, block: Block, columns: Iterable[str] | None = None) -> Events | None:
+        """A block's events, as `events` gives them; None (and an entry in `damaged`) if it cannot be read."""
+        wanted = set(COLUMNS if columns is None else columns)
         try:
-            count, columns = self._columns(block.id, wanted)
-            events = blocks.decode_block(count, columns, wanted)
+            count, encoded = self._columns(block.id, wanted)
+            events = blocks.decode_block(count, encoded, wanted)
             if "seq" in wanted and count and (int(events.seq[0]), count) != (block.first_seq, block.count):
                 raise TraceError("a block is not what the list of blocks says")
         except TraceError as error:

@@ -1,8 +1,9 @@
 """SQL over a trace: `events` as a table, beside the ordinary ones, for reading only.
 
 `events` is a virtual table over the compressed blocks. Only the columns that a statement names are decoded; conditions
-on process_id, seq and time leave out whole blocks. Its columns are those of `store.events`, and `process_id` and
-`kind_name`. Numbers from 2**63 up come out negative, as in every SQLite; `printf('%x', addr)` shows them right.
+on process_id, seq and time leave out whole blocks, and comparisons with whole numbers are made a block at a time. Its
+columns are those of `store.events`, and `process_id` and `kind_name`. Numbers from 2**63 up come out negative, as in
+every SQLite; `printf('%x', addr)` shows them right.
 
 `stack(process_id, stack)` is a function: the call stack as text, innermost first.
 
@@ -12,8 +13,10 @@ and a deadline or an interrupt ends what takes too long.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import apsw
@@ -21,7 +24,8 @@ import numpy as np
 
 from heapledger.errors import TraceError, UsageError
 from heapledger.store import files
-from heapledger.store.events import COLUMNS, Kind
+from heapledger.store.blocks import BLOCK_EVENTS
+from heapledger.store.events import COLUMNS, Events, Kind
 from heapledger.store.reader import Block, Trace
 
 #: In the order `SELECT *` shows them.
@@ -60,6 +64,14 @@ _OPERATORS = {
 _ALLOWED = frozenset({apsw.SQLITE_SELECT, apsw.SQLITE_READ, apsw.SQLITE_RECURSIVE})
 _FUNCTIONS_DENIED = frozenset({"load_extension", "fts3_tokenizer", "randomblob", "zeroblob"})
 _PROGRESS_STEPS = 20_000
+_CACHED_BLOCKS = 8
+_COMPARE: dict[str, Callable[[Any, int], Any]] = {
+    "=": operator.eq,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
 
 
 def kind_name(kind: int) -> str:
@@ -81,32 +93,63 @@ class _EventsModule:
     Create = Connect
 
 
+@dataclass(slots=True, frozen=True)
+class _Plan:
+    """What one part of a statement needs: conditions (column, operator), and columns to show."""
+
+    conditions: tuple[tuple[str, str], ...]
+    wanted: frozenset[str]
+
+
 class _EventsTable:
     """Tells SQLite which conditions are cheap, and makes cursors."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._plans: list[tuple[list[tuple[str, str]], set[str]]] = []
+        self._plans: list[_Plan] = []
+        self._blocks: list[Block] | None = None
+        #: The last decoded blocks: the inner loop of a join comes back to the same ones.
+        self._cache: dict[tuple[int, frozenset[str]], Events | None] = {}
 
     def BestIndexObject(self, index: apsw.IndexInfo) -> bool:  # noqa: N802
         conditions: list[tuple[str, str]] = []
+        cost = 1e9
         for i in range(index.nConstraint):
             column = index.get_aConstraint_iColumn(i)
-            operator = _OPERATORS.get(index.get_aConstraint_op(i))
-            name = EVENT_COLUMNS[column] if 0 <= column < len(EVENT_COLUMNS) else ""
-            if index.get_aConstraint_usable(i) and operator and name in _BOUNDED:
-                conditions.append((name, operator))
+            sign = _OPERATORS.get(index.get_aConstraint_op(i))
+            name = EVENT_COLUMNS[column] if 0 <= column < len(EVENT_COLUMNS) else "kind_name"
+            if index.get_aConstraint_usable(i) and sign and name != "kind_name":
+                conditions.append((name, sign))
                 index.set_aConstraintUsage_argvIndex(i, len(conditions))
-                # Blocks are left out, rows are not: SQLite still checks each one.
+                # What is left out here is only what cannot match: SQLite still checks each row.
                 index.set_aConstraintUsage_omit(i, False)
-        wanted = {EVENT_COLUMNS[i] for i in index.colUsed if i < len(EVENT_COLUMNS)}
+                cost /= (10_000 if sign == "=" else 100) if name in _BOUNDED else 2
+        wanted = frozenset(EVENT_COLUMNS[i] for i in index.colUsed if i < len(EVENT_COLUMNS))
         index.idxNum = len(self._plans)
-        self._plans.append((conditions, wanted))
-        index.estimatedCost = 1e9 / 10 ** min(len(conditions), 4)
+        self._plans.append(_Plan(tuple(conditions), wanted))
+        index.estimatedCost = max(cost, 1.0)
         return True
 
+    def blocks(self) -> list[Block]:
+        """All blocks of all processes."""
+        if self._blocks is None:
+            self._blocks = [b for process in self._trace.processes() for b in self._trace.event_blocks(process.id)]
+        return self._blocks
+
+    def decoded(self, block: Block, columns: frozenset[str]) -> Events | None:
+        """The events of a block; None if it is damaged."""
+        key = (block.id, columns)
+        if key not in self._cache:
+            while len(self._cache) >= _CACHED_BLOCKS:
+                del self._cache[next(iter(self._cache))]
+            self._cache[key] = self._trace.block_events(block, columns)
+        return self._cache[key]
+
+    def plan(self, number: int) -> _Plan:
+        return self._plans[number]
+
     def Open(self) -> _EventsCursor:  # noqa: N802
-        return _EventsCursor(self._trace, self._plans)
+        return _EventsCursor(self)
 
     def Disconnect(self) -> None:  # noqa: N802
         pass
@@ -117,46 +160,47 @@ class _EventsTable:
 class _EventsCursor:
     """Walks the events, a block at a time. A row is an index into Python lists: what SQLite wants one by one."""
 
-    def __init__(self, trace: Trace, plans: list[tuple[list[tuple[str, str]], set[str]]]) -> None:
-        self._trace = trace
-        self._plans = plans
+    def __init__(self, table: _EventsTable) -> None:
+        self._table = table
         self._portions: Iterator[list[Any]] = iter(())
         self._lists: list[Any] = []
+        self._block = 0
+        self._rows: Any = ()
         self._at = 0
         self._count = 0
-        self._base = 0
 
     def Filter(self, number: int, _: str | None, values: tuple[Any, ...]) -> None:  # noqa: N802
-        conditions, wanted = self._plans[number]
-        bounds = [(name, operator, value) for (name, operator), value in zip(conditions, values, strict=True)]
-        self._portions = self._decode(bounds, wanted)
-        self._base = self._count = 0
+        plan = self._table.plan(number)
+        bounds = [(name, sign, value) for (name, sign), value in zip(plan.conditions, values, strict=True)]
+        self._portions = self._decode(bounds, plan.wanted)
         self._advance()
 
-    def _decode(self, bounds: list[tuple[str, str, Any]], wanted: set[str]) -> Iterator[list[Any]]:
-        """A list per column (or one value for all rows) of each block that may hold matching rows; last: the count."""
-        columns = {("kind" if name == "kind_name" else name) for name in wanted} & COLUMNS.keys()
-        for process in self._trace.processes():
-            for block in self._trace.event_blocks(process.id):
-                if not all(_may_match(block, *bound) for bound in bounds):
-                    continue
-                for events in self._trace.events(process.id, columns or {"kind"}, block.first_seq, block.last_seq):
-                    lists: list[Any] = []
-                    for name in EVENT_COLUMNS:
-                        if name not in wanted:
-                            lists.append(None)
-                        elif name == "process_id":
-                            lists.append(_Same(process.id))
-                        elif name == "kind_name":
-                            lists.append([kind_name(kind) for kind in events.kind.tolist()])
-                        else:
-                            lists.append(getattr(events, name).astype(np.int64).tolist())
-                    yield [*lists, len(events)]
+    def _decode(self, bounds: list[tuple[str, str, Any]], wanted: frozenset[str]) -> Iterator[list[Any]]:
+        """Of each block with rows that may match: a list (or one value for all rows) a column, row ids, the count."""
+        exact = [bound for bound in bounds if bound[0] in COLUMNS and type(bound[2]) is int]
+        columns = frozenset({"kind" if name == "kind_name" else name for name in wanted} & COLUMNS.keys())
+        columns |= {name for name, _, _ in exact}
+        for block in self._table.blocks():
+            if not all(_may_match(block, *bound) for bound in bounds):
+                continue
+            events = self._table.decoded(block, columns)
+            if events is None:
+                continue
+            rows: Any = range(len(events))
+            if exact:
+                mask = np.ones(len(events), np.bool_)
+                for name, sign, value in exact:
+                    mask &= _COMPARE[sign](getattr(events, name).astype(np.int64), value)
+                found = np.flatnonzero(mask)
+                rows, events = found.tolist(), events.take(found)
+            if len(events):
+                yield [*(_values(name, block, events, wanted) for name in EVENT_COLUMNS), block.id, rows, len(events)]
 
     def _advance(self) -> None:
-        self._base += self._count
         self._at = 0
-        *self._lists, self._count = next(self._portions, [0])
+        portion: list[Any] = next(self._portions, [0, (), 0])
+        self._lists = portion[:-3]
+        self._block, self._rows, self._count = portion[-3:]
 
     def Eof(self) -> bool:  # noqa: N802
         return self._count == 0
@@ -168,16 +212,28 @@ class _EventsCursor:
 
     def Column(self, number: int) -> Any:  # noqa: N802
         if number < 0:
-            return self._base + self._at
+            return self.Rowid()
         values = self._lists[number]
         return None if values is None else values[self._at]
 
     def Rowid(self) -> int:  # noqa: N802
-        return self._base + self._at
+        """The same for the same event in every scan: SQLite joins the halves of an OR by it."""
+        return int(self._block) * BLOCK_EVENTS + int(self._rows[self._at])
 
     def Close(self) -> None:  # noqa: N802
         self._portions = iter(())
         self._lists = []
+
+
+def _values(name: str, block: Block, events: Events, wanted: frozenset[str]) -> Any:
+    """What a column holds for the rows of a block; None if nobody asks."""
+    if name not in wanted:
+        return None
+    if name == "process_id":
+        return _Same(block.process_id)
+    if name == "kind_name":
+        return [kind_name(kind) for kind in events.kind.tolist()]
+    return getattr(events, name).astype(np.int64).tolist()
 
 
 class _Same:
@@ -190,16 +246,16 @@ class _Same:
         return self._value
 
 
-def _may_match(block: Block, name: str, operator: str, value: Any) -> bool:
-    """Whether a block can hold a row with `name operator value`."""
-    if not isinstance(value, int | float):
+def _may_match(block: Block, name: str, sign: str, value: Any) -> bool:
+    """Whether a block can hold a row with `name sign value`."""
+    if name not in _BOUNDED or not isinstance(value, int | float):
         return True  # odd comparisons are left to SQLite, row by row
     low_field, high_field = _BOUNDED[name]
     low: int = getattr(block, low_field)
     high: int = getattr(block, high_field)
-    if operator == "=":
+    if sign == "=":
         return low <= value <= high
-    return high >= value if operator.startswith(">") else low <= value
+    return high >= value if sign.startswith(">") else low <= value
 
 
 class Database:
