@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from heapledger.analyzer import facts as stored
+from heapledger.analyzer.fact_shapes import is_sound
 from heapledger.analyzer.glibc import Profile, Settings, profile_for
 from heapledger.analyzer.holes import Holes, find_holes
 from heapledger.analyzer.kernel import maps_check
@@ -55,6 +56,10 @@ class Analysis:
     summary: dict[str, Any]
     _fact: Callable[[str], dict[str, Any] | None]
     _pyramid: Callable[[str], Pyramid | None]
+
+    def stored(self, name: str) -> dict[str, Any] | None:
+        """A fact by its name; None if it is not there, or not sound."""
+        return self._fact(name)
 
     def ledger(self, snapshot_id: int) -> dict[str, Any] | None:
         return self._fact(f"ledger.{snapshot_id}")
@@ -143,10 +148,12 @@ def analyse_all(trace: Trace, *, progress: Progress | None = None) -> list[Analy
 
 def load(trace: Trace, row: Any) -> Analysis | None:
     """The stored analysis of this version, if there is one."""
-    summary = trace.fact(row.id, "analysis", ANALYZER_VERSION)
-    if summary is None:
+    found = _analysis(trace, row, None)
+    if not found.summary:
         return None
-    return _analysis(trace, row, None)
+    # One damaged result, and all are made anew.
+    names = [f"{kind}.{number}" for number in found.summary["snapshots"] for kind in ("ledger", "holes")]
+    return found if all(found.stored(name) is not None for name in ("leaks", *names)) else None
 
 
 def fork_chain(rows: Sequence[Any], row: Any) -> list[Any]:
@@ -428,7 +435,7 @@ def _analysis(trace: Trace, row: Any, results: _Results | None) -> Analysis:
     def fact(name: str) -> dict[str, Any] | None:
         if name not in cache:
             value = trace.fact(row.id, name, ANALYZER_VERSION)
-            if value is None:
+            if value is None or not is_sound(name, value):
                 return None
             cache[name] = value
         return cache[name]

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 
@@ -37,7 +37,7 @@ _LIBRARY = re.compile(
 )
 
 
-@cache
+@lru_cache(maxsize=65536)
 def is_wrapper(function: str) -> bool:
     """Whether a function merely wraps malloc."""
     name = function.partition("(")[0].partition("@")[0]

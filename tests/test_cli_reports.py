@@ -8,10 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from heapledger.cli import main
 
 pytestmark = pytest.mark.slow
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -39,9 +42,32 @@ def mtrace(heapledger: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "m.heapledger"
 
 
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """The command line within this process: the same, but without the start of an interpreter each time."""
+    for name in ("COLUMNS", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*args: str | Path) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(arg) for arg in args])
+        found = capsys.readouterr()
+        return Done(int(end.value.code or 0), found.out, found.err)
+
+    return run
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example(heapledger: Run, command: str) -> None:
-    done = heapledger(command, "--help")
+def test_help_has_an_example(here: Callable[..., Done], command: str) -> None:
+    done = here(command, "--help")
     assert done.returncode == 0
     assert f"heapledger {command} app.heapledger" in done.stdout
 
@@ -58,8 +84,8 @@ def test_piped_text_has_no_colour_codes_and_fits_80_columns(heapledger: Run, tra
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_json_says_what_it_is_and_whose(heapledger: Run, trace: Path, command: str) -> None:
-    done = heapledger(command, trace, "--format", "json")
+def test_json_says_what_it_is_and_whose(here: Callable[..., Done], trace: Path, command: str) -> None:
+    done = here(command, trace, "--format", "json")
     found = json.loads(done.stdout)
     assert found["format"] == f"heapledger.{command}"
     assert found["version"] == 1
@@ -69,19 +95,19 @@ def test_json_says_what_it_is_and_whose(heapledger: Run, trace: Path, command: s
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_file_that_is_missing_or_no_trace_is_one_line_and_exit_2(
-    heapledger: Run, tmp_path: Path, command: str
+    here: Callable[..., Done], tmp_path: Path, command: str
 ) -> None:
     other = tmp_path / "notes.txt"
     other.write_text("no trace at all\n" * 100)
     for path in (tmp_path / "missing", other, tmp_path):
-        done = heapledger(command, path)
+        done = here(command, path)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         assert done.stdout == ""
 
 
-def test_the_first_lines_of_the_report_answer_the_first_questions(heapledger: Run, trace: Path) -> None:
-    text = heapledger("report", trace).stdout
+def test_the_first_lines_of_the_report_answer_the_first_questions(here: Callable[..., Done], trace: Path) -> None:
+    text = here("report", trace).stdout
     assert "RSS at exit:" in text
     assert "100 % of 1,008 addresses predicted exactly" in text
     assert "0 lost" in text
@@ -90,25 +116,27 @@ def test_the_first_lines_of_the_report_answer_the_first_questions(heapledger: Ru
 
 
 @pytest.mark.parametrize(("at", "reason"), [("exit", "exit"), ("peak", None)])
-def test_a_moment_can_be_chosen(heapledger: Run, trace: Path, at: str, reason: str | None) -> None:
-    found = json.loads(heapledger("report", trace, "--at", at, "--format", "json").stdout)
+def test_a_moment_can_be_chosen(here: Callable[..., Done], trace: Path, at: str, reason: str | None) -> None:
+    found = json.loads(here("report", trace, "--at", at, "--format", "json").stdout)
     assert found["at"] == at
     assert reason in (None, found["snapshot"]["reason"])
-    by_id = json.loads(heapledger("report", trace, "--at", str(found["snapshot"]["id"]), "--format", "json").stdout)
+    by_id = json.loads(here("report", trace, "--at", str(found["snapshot"]["id"]), "--format", "json").stdout)
     assert by_id["rss_bytes"] == found["rss_bytes"]
 
 
 @pytest.mark.parametrize(("args", "code"), [(("--at", "9999"), 2), (("--at", "noon"), 2), (("--at", "request"), 4),
                                             (("--pid", "99999999"), 2)])  # fmt: skip
-def test_what_is_not_there_is_said_in_a_line(heapledger: Run, trace: Path, args: tuple[str, str], code: int) -> None:
-    done = heapledger("report", trace, *args)
+def test_what_is_not_there_is_said_in_a_line(
+    here: Callable[..., Done], trace: Path, args: tuple[str, str], code: int
+) -> None:
+    done = here("report", trace, *args)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.strip()
 
 
-def test_top_limits_sites_but_the_owners_still_sum(heapledger: Run, trace: Path) -> None:
-    found = json.loads(heapledger("report", trace, "--top", "1", "--format", "json").stdout)
+def test_top_limits_sites_but_the_owners_still_sum(here: Callable[..., Done], trace: Path) -> None:
+    found = json.loads(here("report", trace, "--top", "1", "--format", "json").stdout)
     assert len(found["sites"]) == 1
     assert sum(o["rss_bytes"] for o in found["owners"]) == found["rss_bytes"]
     assert any(o["name"] == "(1 other call sites)" for o in found["owners"])
@@ -121,20 +149,20 @@ def test_fail_on_leak_exits_3_after_the_report(heapledger: Run, trace: Path) -> 
     assert "8,686 bytes in 8 blocks" in done.stderr
 
 
-def test_strict_passes_when_all_is_exact(heapledger: Run, trace: Path) -> None:
-    assert heapledger("verify", trace, "--strict").returncode == 0
+def test_strict_passes_when_all_is_exact(here: Callable[..., Done], trace: Path) -> None:
+    assert here("verify", trace, "--strict").returncode == 0
 
 
-def test_an_imported_log_has_leaks_but_no_resident_pages(heapledger: Run, mtrace: Path) -> None:
-    found = json.loads(heapledger("leaks", mtrace, "--format", "json").stdout)
+def test_an_imported_log_has_leaks_but_no_resident_pages(here: Callable[..., Done], mtrace: Path) -> None:
+    found = json.loads(here("leaks", mtrace, "--format", "json").stdout)
     assert [(leak["bytes"], leak["blocks"]) for leak in found["leaks"]] == [(100, 1)]
-    books = json.loads(heapledger("report", mtrace, "--format", "json").stdout)
+    books = json.loads(here("report", mtrace, "--format", "json").stdout)
     assert books["rss_bytes"] is None
     assert books["owners"] == []
     assert books["sites"][0]["bytes"] == 100
-    assert heapledger("report", mtrace).returncode == 0
-    assert heapledger("holes", mtrace).returncode == 4
-    assert heapledger("report", mtrace, "--at", "exit").returncode == 4
+    assert here("report", mtrace).returncode == 0
+    assert here("holes", mtrace).returncode == 4
+    assert here("report", mtrace, "--at", "exit").returncode == 4
 
 
 @pytest.fixture
