@@ -23,6 +23,7 @@ struct hl_image {
     uint32_t ring_lock;    /* making and taking rings */
     uint32_t segment_lock; /* making stack segments */
     uint32_t module_lock;  /* the module table and the log */
+    uint32_t file_lock;    /* spool.c's static buffers; the innermost one */
     uint32_t ended;        /* the hold was begun */
     int pid;
     uint32_t number; /* N of the folder PID.N */

@@ -49,78 +49,87 @@ static const char *keep_text(const char *text)
     return kept;
 }
 
-/* A line of the log under construction. Too long a text is cut. */
+/*
+ * A line of the log under construction; too long a text is cut. There is one, like every large buffer here static and under
+ * module_lock: a thread's whole stack may have 16 KB, a signal's 8.
+ */
 struct line {
     size_t length;
     char text[8192];
 };
+static struct line line;
+static char own_path_buffer[4096], arguments[16384];
 
-static void line_text(struct line *l, const char *text)
+static void line_text(const char *text)
 {
-    l->length += text_put(l->text + l->length, sizeof l->text - 8 - l->length, text);
+    line.length += text_put(line.text + line.length, sizeof line.text - 8 - line.length, text);
 }
 
-static void line_number(struct line *l, uint64_t value, unsigned base)
+static void line_number(uint64_t value, unsigned base)
 {
-    l->length += text_put_number(l->text + l->length, sizeof l->text - 8 - l->length, value, base);
+    line.length += text_put_number(line.text + line.length, sizeof line.text - 8 - line.length, value, base);
 }
 
 /* Tab, newline and backslash become \t, \n, \\. */
-static void line_escaped(struct line *l, const char *text)
+static void line_escaped(const char *text)
 {
-    for (; *text && l->length + 16 < sizeof l->text; text++) {
+    for (; *text && line.length + 16 < sizeof line.text; text++) {
         char escape = *text == '\t' ? 't' : *text == '\n' ? 'n' : *text == '\\' ? '\\' : 0;
         if (escape)
-            l->text[l->length++] = '\\';
-        l->text[l->length++] = escape ? escape : *text;
+            line.text[line.length++] = '\\';
+        line.text[line.length++] = escape ? escape : *text;
     }
 }
 
-static void line_write(struct line *l)
+static void line_write(void)
 {
-    l->text[l->length++] = '\n';
-    spool_append("log", l->text, l->length);
-    l->length = 0;
+    line.text[line.length++] = '\n';
+    spool_append("log", line.text, line.length);
+    line.length = 0;
+}
+
+static void log_remark(const char *text, const char *path)
+{
+    line_text("S\t");
+    line_text(text);
+    line_escaped(path);
+    line_write();
 }
 
 void modules_log_remark(const char *text, const char *path)
 {
-    struct line l = {0};
-    line_text(&l, "S\t");
-    line_text(&l, text);
-    line_escaped(&l, path);
-    line_write(&l);
+    struct hl_guard g = guard_enter(&hl_image->module_lock);
+    log_remark(text, path);
+    guard_leave(&g);
 }
 
 static void log_loaded(uint32_t number)
 {
     const struct module *m = &modules[number];
-    struct line l = {0};
-    line_text(&l, "M\t");
-    line_number(&l, number, 10);
-    line_text(&l, "\t");
-    line_number(&l, hl_control_page->seq, 10);
-    line_text(&l, "\t");
-    line_number(&l, m->bias, 16);
-    line_text(&l, "\t");
-    line_number(&l, m->low, 16);
-    line_text(&l, "\t");
-    line_number(&l, m->high, 16);
-    line_text(&l, "\t");
-    line_text(&l, m->build_id);
-    line_text(&l, "\t");
-    line_escaped(&l, m->path);
-    line_write(&l);
+    line_text("M\t");
+    line_number(number, 10);
+    line_text("\t");
+    line_number(hl_control_page->seq, 10);
+    line_text("\t");
+    line_number(m->bias, 16);
+    line_text("\t");
+    line_number(m->low, 16);
+    line_text("\t");
+    line_number(m->high, 16);
+    line_text("\t");
+    line_text(m->build_id);
+    line_text("\t");
+    line_escaped(m->path);
+    line_write();
 }
 
 static void log_unloaded(uint32_t number)
 {
-    struct line l = {0};
-    line_text(&l, "U\t");
-    line_number(&l, number, 10);
-    line_text(&l, "\t");
-    line_number(&l, hl_control_page->seq, 10);
-    line_write(&l);
+    line_text("U\t");
+    line_number(number, 10);
+    line_text("\t");
+    line_number(hl_control_page->seq, 10);
+    line_write();
 }
 
 /* ---- the table ---- */
@@ -144,7 +153,7 @@ static struct module *module_new(void)
     if (modules && module_count < MODULES_MAX)
         return &modules[module_count];
     if (!truncated)
-        modules_log_remark("too many modules, the rest is not named", "");
+        log_remark("too many modules, the rest is not named", "");
     truncated = true;
     return NULL;
 }
@@ -198,18 +207,17 @@ static void find_range(const ElfW(Phdr) *p, size_t count, uint64_t bias, uint64_
 }
 
 /* The main program has no name in the loader's list. */
-static const char *own_path(char *buffer, size_t room)
+static const char *own_path(void)
 {
-    long n = host_call3(SYS_readlink, "/proc/self/exe", buffer, room - 1);
-    buffer[n > 0 ? n : 0] = 0;
-    return buffer;
+    long n = host_call3(SYS_readlink, "/proc/self/exe", own_path_buffer, sizeof own_path_buffer - 1);
+    own_path_buffer[n > 0 ? n : 0] = 0;
+    return own_path_buffer;
 }
 
 /* Adds an object, or marks it as seen. The lock is held. */
 static void module_learn(const ElfW(Phdr) *phdrs, size_t count, uint64_t bias, const char *path)
 {
     uint64_t low, high;
-    char buffer[4096];
     find_range(phdrs, count, bias, &low, &high);
     int known = modules_find_known(low);
     if (known >= 0 && modules[known].high == high && modules[known].bias == bias) {
@@ -223,7 +231,7 @@ static void module_learn(const ElfW(Phdr) *phdrs, size_t count, uint64_t bias, c
     for (size_t i = 0; i < count && !m->build_id[0]; i++)
         if (phdrs[i].p_type == PT_NOTE)
             read_build_id(m->build_id, sizeof m->build_id, (const char *)bias + phdrs[i].p_vaddr, phdrs[i].p_memsz);
-    module_add(m, low, high, bias, path && *path ? path : own_path(buffer, sizeof buffer));
+    module_add(m, low, high, bias, path && *path ? path : own_path());
 }
 
 static int visit(struct dl_phdr_info *info, size_t size, void *data)
@@ -321,6 +329,7 @@ int modules_find(uintptr_t ip)
 
 void modules_log_again(void)
 {
+    struct hl_guard g = guard_enter(&hl_image->module_lock);
     uint32_t kept = 0;
     for (uint32_t i = 0; i < module_count; i++)
         if (modules[i].high)
@@ -330,6 +339,7 @@ void modules_log_again(void)
     module_count = kept;
     for (uint32_t i = 0; i < kept; i++)
         log_loaded(i);
+    guard_leave(&g);
 }
 
 /* Reads a whole small file of /proc; the rest of a longer one is cut. Returns its length. */
@@ -361,20 +371,18 @@ static void log_environment(void)
     for (char **e = host_environment(); e && *e; e++)
         for (size_t i = 0; i < sizeof names / sizeof *names; i++)
             if (starts_with(*e, names[i])) {
-                struct line l = {0};
-                line_text(&l, "E\t");
-                line_escaped(&l, *e);
-                line_write(&l);
+                            line_text("E\t");
+                line_escaped(*e);
+                line_write();
             }
 }
 
-static void log_arguments(const char *arguments, size_t length)
+static void log_arguments(size_t length)
 {
     for (size_t at = 0; at < length;) {
-        struct line l = {0};
-        line_text(&l, "A\t");
-        line_escaped(&l, arguments + at);
-        line_write(&l);
+            line_text("A\t");
+        line_escaped(arguments + at);
+        line_write();
         while (at < length && arguments[at])
             at++;
         at++;
@@ -383,20 +391,20 @@ static void log_arguments(const char *arguments, size_t length)
 
 void modules_log_process(void)
 {
-    char exe[4096], arguments[16384];
+    struct hl_guard g = guard_enter(&hl_image->module_lock);
     size_t length = read_small("/proc/self/cmdline", arguments, sizeof arguments - 1);
     uint64_t count = 0;
     arguments[length] = 0;
     for (size_t i = 0; i < length; i++)
         count += arguments[i] == 0;
-    struct line l = {0};
-    line_text(&l, "P\t");
-    line_escaped(&l, own_path(exe, sizeof exe));
-    line_text(&l, "\t");
-    line_number(&l, count, 10);
-    line_text(&l, "\t");
-    line_text(&l, hl_libc_version ? hl_libc_version() : "");
-    line_write(&l);
-    log_arguments(arguments, length);
+    line_text("P\t");
+    line_escaped(own_path());
+    line_text("\t");
+    line_number(count, 10);
+    line_text("\t");
+    line_text(hl_libc_version ? hl_libc_version() : "");
+    line_write();
+    log_arguments(length);
     log_environment();
+    guard_leave(&g);
 }

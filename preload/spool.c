@@ -8,6 +8,11 @@
 
 #include "guard.h"
 
+/*
+ * Paths and buffers are static, under file_lock, and not on the stack: a thread's whole stack may have 16 KB, a signal's 8.
+ */
+static char path[HL_PATH], path_new[HL_PATH], copy_buffer[HL_PAGE];
+
 size_t text_put(char *at, size_t room, const char *text)
 {
     size_t n = 0;
@@ -30,13 +35,14 @@ size_t text_put_number(char *at, size_t room, uint64_t value, unsigned base)
     return text_put(at, room, d);
 }
 
-void spool_path(char *path, size_t room, const char *name, int64_t number, const char *ending)
+/* The path of `name`, then `number` unless it is negative, then `ending`, in this image's folder. */
+static void make_path(char at[HL_PATH], const char *name, int64_t number, const char *ending)
 {
-    size_t n = text_put(path, room, hl_image->folder);
-    n += text_put(path + n, room - n, name);
+    size_t n = text_put(at, HL_PATH, hl_image->folder);
+    n += text_put(at + n, HL_PATH - n, name);
     if (number >= 0)
-        n += text_put_number(path + n, room - n, (uint64_t)number, 10);
-    text_put(path + n, room - n, ending);
+        n += text_put_number(at + n, HL_PATH - n, (uint64_t)number, 10);
+    text_put(at + n, HL_PATH - n, ending);
 }
 
 int spool_make_folder(struct hl_image *image)
@@ -93,71 +99,80 @@ static long allocate(int fd, size_t bytes)
 
 void *spool_make(const char *name, int64_t number, size_t bytes, int *error)
 {
-    char path[HL_PATH];
-    spool_path(path, sizeof path, name, number, ".new");
+    struct hl_guard g = guard_enter(&hl_image->file_lock);
+    make_path(path, name, number, ".new");
+    void *start = NULL;
     long fd = host_call3(SYS_open, path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0) {
-        *error = (int)-fd;
-        return NULL;
-    }
-    long done = allocate((int)fd, bytes);
-    void *start = done < 0 ? NULL : host_map_file((int)fd, bytes);
-    host_call1(SYS_close, fd);
+    long done = fd < 0 ? fd : allocate((int)fd, bytes);
+    if (done >= 0)
+        start = host_map_file((int)fd, bytes);
+    if (fd >= 0)
+        host_call1(SYS_close, fd);
     if (!start) {
         *error = done < 0 ? (int)-done : ENOMEM;
-        host_call1(SYS_unlink, path);
+        if (fd >= 0)
+            host_call1(SYS_unlink, path);
     }
+    guard_leave(&g);
     return start;
 }
 
 int spool_publish(const char *name, int64_t number)
 {
-    char from[HL_PATH], to[HL_PATH];
-    spool_path(from, sizeof from, name, number, ".new");
-    spool_path(to, sizeof to, name, number, "");
-    return (int)host_call2(SYS_rename, from, to);
+    struct hl_guard g = guard_enter(&hl_image->file_lock);
+    make_path(path_new, name, number, ".new");
+    make_path(path, name, number, "");
+    int result = (int)host_call2(SYS_rename, path_new, path);
+    guard_leave(&g);
+    return result;
 }
 
-void spool_append(const char *name, const char *text, size_t bytes)
+static void write_all(int fd, const char *text, size_t bytes)
 {
-    char path[HL_PATH];
-    spool_path(path, sizeof path, name, -1, "");
-    if (!size_is_allowed(1u << 20))
-        return;
-    long fd = host_call3(SYS_open, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    while (fd >= 0 && bytes) {
+    while (bytes) {
         long wrote = host_call3(SYS_write, fd, text, bytes);
         if (wrote == -EINTR)
             continue;
         if (wrote <= 0)
-            break;
+            return;
         text += wrote;
         bytes -= (size_t)wrote;
     }
-    if (fd >= 0)
+}
+
+void spool_append(const char *name, const char *text, size_t bytes)
+{
+    if (!size_is_allowed(1u << 20))
+        return;
+    struct hl_guard g = guard_enter(&hl_image->file_lock);
+    make_path(path, name, -1, "");
+    long fd = host_call3(SYS_open, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (fd >= 0) {
+        write_all((int)fd, text, bytes);
         host_call1(SYS_close, fd);
+    }
+    guard_leave(&g);
 }
 
 void spool_copy(const char *from, const char *name)
 {
-    char buffer[HL_PAGE];
-    char path[HL_PATH];
     if (!size_is_allowed(1u << 24))
         return;
-    spool_path(path, sizeof path, name, -1, "");
+    struct hl_guard g = guard_enter(&hl_image->file_lock);
+    make_path(path, name, -1, "");
     long in = host_call2(SYS_open, from, O_RDONLY | O_CLOEXEC);
     long out = host_call3(SYS_open, path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    while (in >= 0 && out >= 0) {
-        long got = host_call3(SYS_read, in, buffer, sizeof buffer);
-        if (got == -EINTR)
-            continue;
-        if (got <= 0 || host_call3(SYS_write, out, buffer, got) != got)
-            break;
+    long got = in >= 0 && out >= 0 ? 1 : 0;
+    while (got > 0 || got == -EINTR) {
+        got = host_call3(SYS_read, in, copy_buffer, sizeof copy_buffer);
+        if (got > 0)
+            write_all((int)out, copy_buffer, (size_t)got);
     }
     if (in >= 0)
         host_call1(SYS_close, in);
     if (out >= 0)
         host_call1(SYS_close, out);
+    guard_leave(&g);
 }
 
 static struct hl_node *segments[HL_SEGMENTS]; /* under segment_lock; fork copies it */

@@ -13,9 +13,6 @@
 size_t text_put(char *at, size_t room, const char *text);
 size_t text_put_number(char *at, size_t room, uint64_t value, unsigned base);
 
-/* The path of `name`, then `number` unless it is negative, then `ending`, in this image's folder. */
-void spool_path(char *path, size_t room, const char *name, int64_t number, const char *ending);
-
 /* Makes SPOOL/PID.N with the first free N and notes both in the image. Returns 0 or -errno. */
 int spool_make_folder(struct hl_image *image);
 

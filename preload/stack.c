@@ -91,7 +91,7 @@ static size_t thread_lay_out(struct thread *thread, uint8_t *memory)
 {
     uint8_t *at = memory;
     (void)carve(&at, sizeof *thread);
-    struct thread unused;
+    static struct thread unused; /* written, never read; not on the stack: a thread may have 16 KB of it */
     if (thread == NULL)
         thread = &unused;
     thread->frames = carve(&at, depth_limit * sizeof(struct frame));

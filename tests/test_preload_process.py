@@ -276,6 +276,13 @@ def test_a_threads_stack_is_where_the_kernel_maps_it(shim: Shim, program: Path) 
     assert any(start <= low and high <= end and mode == "rw-p" for start, end, mode in ranges)
 
 
+def test_the_smallest_stacks_are_large_enough_for_the_hooks(shim: Shim, program: Path) -> None:  # noqa: F811
+    run = shim.run(program, "small_stacks")
+    assert (run.code, run.stdout) == (0, b"2\n")
+    assert _sizes(run.first).count(0x9999) == 2
+    run.first.check()
+
+
 def test_rings_of_dead_threads_are_used_again(shim: Shim, program: Path) -> None:  # noqa: F811
     image = shim.run(program, "many_threads").first
     image.check()

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -466,7 +467,38 @@ static int way_limit(void)
     int made = 0;
     for (int i = 0; i < 40 && pthread_create(&thread, NULL, by_cancel, NULL) == 0; i++)
         made++;
+    usleep(100000);
     printf("%d\n", made > 0);
+    return 0;
+}
+
+/* First calls of a thread with the smallest stack there is, and of a handler on a small alternate stack. */
+static void *small_thread(void *nothing)
+{
+    static char stack[8192] __attribute__((aligned(64)));
+    stack_t alternate = {.ss_sp = stack, .ss_size = sizeof stack};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_ONSTACK};
+    sigaltstack(&alternate, NULL);
+    sigaction(SIGUSR1, &action, NULL);
+    if (nothing == NULL) {
+        sink = malloc(0x4444);
+        free(sink);
+    }
+    raise(SIGUSR1);
+    return nothing;
+}
+
+static int way_small_stacks(void)
+{
+    for (uintptr_t i = 0; i < 2; i++) {
+        pthread_attr_t attributes;
+        pthread_t thread;
+        pthread_attr_init(&attributes);
+        pthread_attr_setstacksize(&attributes, PTHREAD_STACK_MIN);
+        pthread_create(&thread, &attributes, small_thread, (void *)i);
+        pthread_join(thread, NULL);
+    }
+    printf("%d\n", (int)handled);
     return 0;
 }
 
@@ -498,7 +530,7 @@ static const struct {
 } ways[] = {WAY(fork), WAY(rawfork), WAY(vfork), WAY(spawn), WAY(exec), WAY(exec_bare), WAY(exec_fail), WAY(exit_thread),
             WAY(return), WAY(exit), WAY(_exit), WAY(_Exit), WAY(quick_exit), WAY(abort), WAY(kill), WAY(signal),
             WAY(handler_allocates), WAY(fork_in_handler), WAY(longjmp), WAY(threads), WAY(thread_ends), WAY(many_threads), WAY(errno),
-            WAY(dlopen), WAY(dlopen_runpath), WAY(many), WAY(limit), WAY(nofile), WAY(sleep)};
+            WAY(dlopen), WAY(dlopen_runpath), WAY(many), WAY(limit), WAY(nofile), WAY(sleep), WAY(small_stacks)};
 
 int main(int argc, char **argv)
 {
