@@ -100,6 +100,23 @@ def test_a_failed_analysis_says_so_and_the_next_one_works(
     assert desk.ask(file_at(tmp_path, "good"), None, patience_s=WAIT_S).state is State.DONE
 
 
+def test_a_file_that_keeps_changing_is_shown_for_a_while_nevertheless(tmp_path: Path, workshop: Workshop) -> None:
+    workshop.open.set()
+    desk, path = Desk(cast(Maker, workshop.make), kept=4, queue_limit=4, rest_s=60), file_at(tmp_path, "a")
+    for length in range(3):
+        path.write_text("x" * length)
+        assert desk.ask(path, None, patience_s=WAIT_S).state is State.DONE
+    assert workshop.made == ["a"]
+
+
+def test_what_failed_is_tried_again_later(tmp_path: Path, workshop: Workshop) -> None:
+    workshop.open.set()
+    desk, path = desk_of(workshop), file_at(tmp_path, "bad")
+    for _ in range(2):
+        assert desk.ask(path, None, patience_s=WAIT_S).state is State.FAILED
+    assert workshop.made == ["bad", "bad"]
+
+
 def test_the_least_recently_used_results_are_dropped(tmp_path: Path, workshop: Workshop) -> None:
     workshop.open.set()
     desk = desk_of(workshop, kept=2)

@@ -89,6 +89,13 @@ def test_small_call_sites_share_a_bar_and_large_ones_have_their_own() -> None:
     assert not any("1,234" in label for label in labels)
 
 
+def test_small_kinds_of_a_family_share_one_bar_behind_the_large_ones() -> None:
+    owners = [owner("live", 10_000), owner("library_bss", 500), owner("library_text", 10), owner("vdso", 20)]
+    bars = ledger_view(report(owners), "At exit").bars
+    assert [(bar.label, bar.bytes) for bar in bars[1:3]] == [("Library bss", 500), ("Other parts of libraries", 30)]
+    assert bars[2].detail == "Library code, vdso"
+
+
 def test_owners_beyond_the_table_are_summed_in_one_line() -> None:
     owners = [owner("library_text", 4096, f"/lib/{i}.so") for i in range(TABLE_ROWS + 40)]
     view = ledger_view(report(owners), "At exit")

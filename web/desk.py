@@ -1,7 +1,7 @@
 """The first look at a large trace takes seconds: it is done here, in the background, one at a time.
 
 A request asks the desk for the books of a process. They are there, or they are being made (the page shows how far, and
-asks again), or making them failed (the page says why; a changed file is tried again). Results are kept for the files'
+asks again), or making them failed (the page says why; later it is tried again). Results are kept for the files'
 present content, the least recently used are dropped. A file that is being recorded changes all the time: its results
 are good for `rest_s` after they were made, or else a page would never see them.
 """
@@ -60,6 +60,10 @@ class Job:
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started_s
 
+    def is_good_for(self, stamp: Stamp) -> bool:
+        """A finished job's books are of this content; what failed may be tried again."""
+        return self.stamp == stamp and self.state is State.DONE
+
     @property
     def age_s(self) -> float:
         """Since the end of a finished job."""
@@ -95,7 +99,7 @@ class Desk:
             raise InputError(f"{key[0].name} cannot be read: {error.strerror}") from error
         with self._lock:
             job = self._jobs.get(key)
-            if job and (job.stamp == stamp or not job.finished.is_set() or job.age_s < self._rest_s):
+            if job and (not job.finished.is_set() or job.is_good_for(stamp) or job.age_s < self._rest_s):
                 self._jobs.move_to_end(key)
                 return job
             job = Job(key, stamp)

@@ -6,6 +6,7 @@ shown even when it is 0; where smaps and pagemap disagree, the difference is a b
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,6 @@ class _Slice:
     detail: str
     kind: str
     bytes: int
-    mergeable: bool = False
 
 
 def owners_with_unexplained(report: Json) -> list[Json]:
@@ -117,18 +117,18 @@ def slices(owners: Iterable[Json], rss_bytes: int) -> list[_Slice]:
 
 
 def merge_small(parts: list[_Slice], rss_bytes: int) -> list[_Slice]:
-    """Neighbours of one family that are each below KIND_SHARE of Rss become one bar."""
+    """Those of one family that are each below KIND_SHARE of Rss become one bar, behind the family's larger ones."""
     result: list[_Slice] = []
-    for part in parts:
-        family = kind_text(part.kind).family
-        last = result[-1] if result else None
-        small = family in SMALL_PARTS and 0 <= part.bytes < KIND_SHARE * rss_bytes
-        if small and last and last.mergeable and kind_text(last.kind).family == family:
-            labels = [last.detail, part.label] if last.label == SMALL_PARTS[family] else [last.label, part.label]
-            result[-1] = _Slice(SMALL_PARTS[family], ", ".join(labels), part.kind, last.bytes + part.bytes, True)
-        else:
-            part.mergeable = small
-            result.append(part)
+    for family, members in itertools.groupby(parts, lambda part: kind_text(part.kind).family):
+        large: list[_Slice] = []
+        small: list[_Slice] = []
+        for part in members:
+            is_small = family in SMALL_PARTS and 0 <= part.bytes < KIND_SHARE * rss_bytes
+            (small if is_small else large).append(part)
+        if len(small) > 1:
+            labels = ", ".join(dict.fromkeys(part.label for part in small))
+            small = [_Slice(SMALL_PARTS[family], labels, small[0].kind, sum(part.bytes for part in small))]
+        result += large + small
     return result
 
 
