@@ -174,6 +174,7 @@ class Image:
         self._find_rings()
         taken = 0
         fresh: list[Events] = []
+        floors: list[int] = []
         crowded = sum(map(len, self._pending)) > MAX_PENDING
         patience = 0 if crowded else 100_000_000
         for ring in self.rings.values():
@@ -185,11 +186,12 @@ class Image:
             if ring.position != before:
                 taken += ring.position - before
                 ring.release()
-            if ring.floor is not None and not final:
-                limit = min(limit, ring.floor)
+            if ring.floor is not None:
+                floors.append(ring.floor)
         self.read_log()
         self._drain_nodes(final)
-        self._emit(fresh, None if final else limit)
+        # All of a dead process is there: only rings that were not read to their end hold something back.
+        self._emit(fresh, min(floors, default=None) if final else min([limit, *floors]))
         return taken
 
     def _find_rings(self) -> None:

@@ -43,8 +43,10 @@ EXIT_HOW = ("exit", "_exit", "quick_exit", "exec")
 NO_PARENT = 0xFFFFFFFF
 
 #: What a ring or a control page may at most claim: a damaged header must not make us take memory.
-MAX_SLOTS = 1 << 22
+MAX_SLOTS = 1 << 24
 MAX_RINGS = 1 << 16
+#: Slots taken from a ring at once: bounds the memory of a round (about 150 bytes a slot).
+MAX_READ = 1 << 16
 SLOT_BYTES = 32
 
 #: struct hl_control: field → (offset, bytes, signed)
@@ -389,17 +391,20 @@ class Ring(_Page):
         A call in progress stops the reading, unless the process is dead (`final`) or it has held up written slots
         behind it for `patience_ns`: then it is taken as it stands, with seq_exit 0.
         """
-        count = min(self.get("head") - self.position, self.capacity)
+        waiting = min(self.get("head") - self.position, self.capacity)
         self.floor = None
-        if count <= 0:
+        if waiting <= 0:
             self.stalled = None
             return None
+        count = min(waiting, MAX_READ)
         w0, written = self._states(self.position, count)
         good = written & ((w0 & np.uint64(_DONE)) != 0)
         take = count if good.all() else int(np.argmin(good))
         patient = self._is_patient(now_ns, patience_ns) and not final
-        if final:
+        if final and count == waiting:
             take = count
+        elif final:
+            take = self._whole_events(w0, count, patient=True) or count
         elif not patient and take < count and written[take + 1 :].any():
             rest = np.flatnonzero(~good[take + 1 :])
             take = take + 1 + int(rest[0]) if len(rest) else count
@@ -409,10 +414,12 @@ class Ring(_Page):
         if take:
             events = self._decode_taken(self._bodies(self.position, take), written[:take], good[:take])
             self.position += take
-        if take < count:
+        if take < count and not final:
             self._stall(bool(written[take]), now_ns)
         else:
             self.stalled = None
+        if count < waiting:
+            self.floor = self.carry.seq + 1
         return events
 
     def _decode_taken(self, bodies: U64, written: Bools, good: Bools) -> Decoded:
