@@ -163,10 +163,15 @@ def parse_codec(codec: str) -> tuple[str, str, int]:
     return parts[0], parts[1], _WIDTHS[parts[2]]
 
 
-def needs(codec: str) -> set[str]:
-    """The other columns that decoding a column stored as `codec` looks at."""
-    order, transform, _ = parse_codec(codec)
+def needed_by(order: str, transform: str) -> set[str]:
+    """The columns that decoding a column stored in this way looks at."""
     return {*_NEEDS.get(order, ()), *_NEEDS.get(transform, ())}
+
+
+def needs(codec: str) -> set[str]:
+    """`needed_by` for a codec's name."""
+    order, transform, _ = parse_codec(codec)
+    return needed_by(order, transform)
 
 
 def verify(name: str, count: int, column: Column) -> None:

@@ -1,0 +1,125 @@
+"""How fast events go into a trace file and come out again, and what they take.
+
+    python bench/store_bench.py TRACE [TRACE ...]     events of real traces (heapledger run -o TRACE -- ...)
+    python bench/store_bench.py --choose TRACE        bytes an event of every codec: how blocks._BEST was chosen
+    python bench/store_bench.py --mtrace LOG          lines a second of an import
+
+One process, one thread; the file is written to the folder of TRACE. Figures: bench/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from heapledger.store import blocks
+from heapledger.store.events import COLUMNS, Events
+from heapledger.store.reader import Trace
+from heapledger.store.writer import TraceWriter
+from heapledger.tracer.mtrace import import_log
+
+#: Events looked at: enough for steady figures, and they fit in memory.
+MOST = 8_000_000
+
+
+def timed(work: Callable[[], object]) -> float:
+    """The shortest of three runs, in seconds."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def load(path: Path) -> list[Events]:
+    """The first events of the main process, in blocks."""
+    found, total = [], 0
+    with Trace(path) as trace:
+        for events in trace.events(trace.process().id):
+            found.append(events)
+            total += len(events)
+            if total >= MOST:
+                break
+    return found
+
+
+def count(trace: Trace, columns: list[str] | None) -> int:
+    return sum(map(len, trace.events(1, columns)))
+
+
+def measure(path: Path) -> None:
+    portions = load(path)
+    total = sum(map(len, portions))
+    millions = total / 1e6
+    encoded = [blocks.encode_block(events) for events in portions]
+    size = sum(len(column.data) for block in encoded for column in block.values())
+    pairs = list(zip(portions, encoded, strict=True))
+    # One at a time, as the writer and the reader do: what is kept would be paid for in page faults.
+    encode = timed(lambda: sum(len(blocks.encode_block(events)) for events in portions))
+    decode = timed(lambda: sum(len(blocks.decode_block(len(events), block)) for events, block in pairs))
+    print(f"{path.name}: {total:,} events, {size / total:.2f} bytes an event")
+    print(f"  encode {millions / encode:6.1f} M/s    decode {millions / decode:6.1f} M/s   (all columns, in memory)")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        target = Path(folder) / "bench.heapledger"
+
+        def write() -> None:
+            with TraceWriter(target, source="run", command=["bench"]) as writer:
+                process = writer.add_process(pid=1)
+                for events in portions:
+                    writer.append_events(process, events)
+
+        written = timed(write)
+        print(f"  write  {millions / written:6.1f} M/s    {os.path.getsize(target) / total:.2f} bytes an event (file)")
+        for columns in (None, ["kind"], ["kind", "addr", "size"]):
+            with Trace(target) as trace:
+                read = timed(partial(count, trace, columns))
+            print(f"  read   {millions / read:6.1f} M/s    {'all columns' if columns is None else ' '.join(columns)}")
+    for name in COLUMNS:
+        part = sum(len(block[name].data) for block in encoded)
+        print(f"  {name:9} {part / total:6.3f} bytes   {encoded[len(encoded) // 2][name].codec}")
+
+
+def choose(path: Path) -> None:
+    """Every codec on every column: order.transform → bytes an event."""
+    portions = load(path)[::4]
+    total = sum(map(len, portions))
+    contexts = [blocks.context_of(events) for events in portions]
+    for name in COLUMNS:
+        sizes = {}
+        for order in ("time", "split"):
+            for transform in ("plain", "delta", "second", "exit", "chunk"):
+                if name in blocks.needed_by(order, transform):
+                    continue
+                columns = [blocks.encode_column(name, context, order, transform) for context in contexts]
+                sizes[f"{order}.{transform}"] = sum(len(column.data) for column in columns) / total
+        best = sorted(sizes, key=lambda codec: sizes[codec])
+        print(f"{name:9}", "  ".join(f"{codec} {sizes[codec]:.3f}" for codec in best[:4]))
+
+
+def import_speed(log: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        result = import_log(log, Path(folder) / "t")
+        seconds = time.perf_counter() - began
+    print(f"{log.name}: {result.lines:,} lines, {result.lines / seconds / 1e6:.2f} M lines/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--choose", action="store_true")
+    parser.add_argument("--mtrace", action="store_true")
+    parser.add_argument("files", nargs="+", type=Path)
+    options = parser.parse_args()
+    work = choose if options.choose else import_speed if options.mtrace else measure
+    for file in options.files:
+        work(file)
+
+
+if __name__ == "__main__":
+    main()
