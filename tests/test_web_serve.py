@@ -107,7 +107,7 @@ def test_a_file_that_is_no_trace_is_refused_at_the_start(tmp_path: Path, heapled
 
 
 def test_an_address_of_another_machine_is_refused(tmp_path: Path, heapledger: Run) -> None:
-    for host in ("192.0.2.1", "no such name"):
+    for host in ("192.0.2.1", "no..such.name"):
         result = heapledger("serve", "--host", host, "--port", "0", tmp_path)
         assert result.returncode == 2
         assert host in result.stderr

@@ -55,7 +55,7 @@ def bind(host: str, port: int | None) -> socket.socket:
     """A listening socket. `port` None: the usual one, or a free one where that is taken."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one
         raise UsageError(f"{host!r} is not an address of this machine") from error
     wanted = DEFAULT_PORT if port is None else port
     listener = socket.socket(family, socket.SOCK_STREAM)

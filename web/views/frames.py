@@ -38,8 +38,18 @@ def frame_line(frame: Json) -> FrameLine:
     return FrameLine(shorten(short_function(symbol), 100), place, f"{symbol}\n{full}".strip(), inlined)
 
 
+#: Frames of one stack that a page prints: interpreters have hundreds, and the inner ones tell.
+FRAME_LIMIT = 32
+
+
 def frame_lines(stack: Sequence[Json] | None) -> tuple[FrameLine, ...]:
-    return tuple(frame_line(frame) for frame in stack or ())
+    """The frames, innermost first; what is cut off is said in a last line."""
+    frames = stack or ()
+    lines = tuple(frame_line(frame) for frame in frames[:FRAME_LIMIT])
+    if len(frames) <= FRAME_LIMIT:
+        return lines
+    rest = f"{len(frames) - FRAME_LIMIT} outer frames"
+    return (*lines, FrameLine("…", rest, f"{rest} are in the JSON", False))
 
 
 #: Callers of a site that are named beside it.
