@@ -27,8 +27,8 @@
 #include <stddef.h>
 #include <string.h>
 
-enum { DEPTH_LIMIT = 4096, NESTING = 3, SETS = 512, WAYS = 4, LOG_BYTES = 512 * 1024, CHECKS_A_FRAME = 3,
-       PROBE_FRAMES = 3 };
+enum { DEPTH_LIMIT = 4096, NESTING = 3, SETS = 1024, WAYS = 4, LOG_BYTES = 1024 * 1024, CHECKS_A_FRAME = 3,
+       PROBE_FRAMES = 2 };
 #define LOG_UNIT 16u
 
 struct frame {

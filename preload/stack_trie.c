@@ -3,7 +3,13 @@
  *
  * The index is a row of tables, each eight times the one before, made when first needed:
  *
- *   table    an array of buckets of one cache line: eight entries {tag 32, node id 32}, 0 = free, filled in order
+ *   table    an array of buckets of one cache line: eight entries, 0 = free, filled in order
+ *
+ *      63      48 47      32 31            0
+ *     |  epoch   |   tag    |   node id     |
+ *
+ *   epoch    the low bits of unwind_epoch() when the node's module was last compared. Once code has been unloaded the same
+ *            address can be another module's: in a new epoch the node must have the right module to be the one wanted.
  *
  * A key lives in the first table whose bucket for it had room. Entries are never removed, so two threads that look for
  * the same key walk the same way and meet at the same free entry, where one compare-and-swap decides. The loser's node
@@ -85,15 +91,26 @@ static uint32_t node_make(uint32_t parent, uint64_t ip)
     return id;
 }
 
-/*
- * Is `id` the node of this call? Once code has been unloaded, the same address can be another module's: then the module
- * must be the same too.
- */
-static bool node_is(uint32_t id, uint32_t parent, uint64_t ip)
+static uint64_t entry_of(uint32_t tag, uint32_t id)
 {
-    const struct hl_node *node = node_at(id);
-    return node != NULL && node->ip == ip && node->parent == parent &&
-           (likely(unwind_epoch() == 1) || node->module == module_of(ip));
+    return (uint64_t)(unwind_epoch() & 0xffff) << 48 | (uint64_t)(tag & 0xffff) << 32 | id;
+}
+
+/* Does the entry lead to the node of this call? Brings its epoch up to date. */
+static bool entry_is(uint64_t *at, uint64_t entry, uint32_t tag, uint32_t parent, uint64_t ip)
+{
+    uint64_t now = entry_of(tag, (uint32_t)entry);
+    if (((entry ^ now) >> 32 & 0xffff) != 0)
+        return false;
+    const struct hl_node *node = node_at((uint32_t)entry);
+    if (node == NULL || node->ip != ip || node->parent != parent)
+        return false;
+    if (likely(entry == now))
+        return true;
+    if (node->module != module_of(ip))
+        return false;
+    __atomic_compare_exchange_n(at, &entry, now, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return true;
 }
 
 static uint64_t mix(uint32_t parent, uint64_t ip)
@@ -114,11 +131,11 @@ static uint32_t bucket_child(struct bucket *bucket, uint32_t tag, uint32_t paren
                 *failed = true;
                 return 0;
             }
-            if (__atomic_compare_exchange_n(&bucket->entry[i], &entry, (uint64_t)tag << 32 | *made, false,
+            if (__atomic_compare_exchange_n(&bucket->entry[i], &entry, entry_of(tag, *made), false,
                                             __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
                 return *made;
         }
-        if ((uint32_t)(entry >> 32) == tag && node_is((uint32_t)entry, parent, ip))
+        if (entry_is(&bucket->entry[i], entry, tag, parent, ip))
             return (uint32_t)entry;
     }
     return 0;
