@@ -336,3 +336,33 @@ def test_memory_stays_bounded_while_millions_of_events_are_written(tmp_path: Pat
     finally:
         tracemalloc.stop()
     assert peak < 60 << 20, f"{peak} bytes for 1.5 M events, which are 110 MB in memory"
+
+
+def test_memory_stays_bounded_while_many_processes_come_and_go(tmp_path: Path) -> None:
+    tracemalloc.start()
+    try:
+        with new(tmp_path / "t") as writer:
+            for pid in range(25):
+                writer.append_events(writer.add_process(pid=pid), numbered(1, 60_000))
+                writer.flush()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60 << 20, f"{peak} bytes for 25 processes, whose events are 110 MB in memory"
+    with Trace(tmp_path / "t") as trace:
+        assert trace.event_count == 25 * 60_000
+        assert trace.check() == []
+
+
+def test_a_process_that_was_idle_goes_on_in_a_new_block(tmp_path: Path) -> None:
+    with new(tmp_path / "t") as writer:
+        processes = [writer.add_process(pid=pid) for pid in range(7)]
+        for process in processes:
+            writer.append_events(process, numbered(1, 60_000))
+        for _ in range(3):
+            writer.flush()
+        writer.append_events(processes[0], numbered(60_001, 10_000))
+    with Trace(tmp_path / "t") as trace:
+        assert np.array_equal(all_events(trace, processes[0]).addr, numbered(1, 70_000).addr)
+        assert trace.process().events == 70_000
+        assert trace.damaged == []

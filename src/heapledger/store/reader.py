@@ -582,6 +582,8 @@ class Trace:
             uri = files.uri_of(self.path, "rw")
             with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
                 files.configure(connection)
+                # A collector at work holds the lock nearly always: results are not worth waiting for it.
+                connection.execute("PRAGMA busy_timeout = 500")
                 connection.execute("BEGIN IMMEDIATE")
                 for sql, values in steps:
                     connection.execute(sql, values)

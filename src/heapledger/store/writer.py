@@ -8,7 +8,8 @@ Not through SQLAlchemy: starting must cost nothing, and bulk rows go through the
 through SQLAlchemy Core, 1.4 M/s here). The tables are those of `store.schema`; `store.ddl` is generated from it.
 
 Events are buffered per process and written 64k at a time. `flush` writes the rest as a block that is not full, and
-replaces it when more has come, so that a flush never fragments the file.
+replaces it when more has come, so that flushing often does not fragment the file. Only where the buffers of many
+processes would add up do those that were idle since the last flush keep the short block they have.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from heapledger.store.events import Events
 _DEFAULTS: dict[str, Any] = {"TEXT": "", "INTEGER": 0, "BOOLEAN": 0, "BLOB": b""}
 _JSON_DEFAULTS = {"argv": "[]", "notes": "[]", "command": "[]"}
 _NODE_ROWS = 100_000
+#: Events that may stay in memory after a flush, over all processes: 20 MiB.
+_KEPT_EVENTS = 4 * blocks.BLOCK_EVENTS
 
 
 def signed(value: int) -> int:
@@ -55,6 +58,11 @@ class _Buffer:
     open_block: int = 0
     #: Events that are in the file in `open_block` and also still in `parts`.
     written: int = 0
+
+    def start_anew(self) -> None:
+        """The next event begins a block."""
+        self.parts = []
+        self.count = self.written = self.open_block = 0
 
 
 class TraceWriter:
@@ -304,12 +312,16 @@ class TraceWriter:
     def flush(self) -> None:
         """Everything handed over so far is in the file when this returns, and survives the death of the writer."""
         with self._guard():
+            idle = [buffer for buffer in self._buffers.values() if buffer.count == buffer.written]
             for process_id, buffer in self._buffers.items():
                 if buffer.count > buffer.written:
                     buffer.parts = [Events.concat(buffer.parts)]
                     buffer.open_block = self._write_block(process_id, buffer, buffer.parts[0])
                     buffer.written = buffer.count
             self._commit()
+            if sum(buffer.count for buffer in self._buffers.values()) > _KEPT_EVENTS:
+                for buffer in idle:
+                    buffer.start_anew()
 
     def close(self, end_ns: int | None = None) -> None:
         """Flushes, and leaves one self-contained file. `end_ns` (since the session's start) None: it was cut off."""
