@@ -18,12 +18,14 @@ struct module {
     uint64_t low, high, bias;
     const char *path; /* in our own memory */
     char build_id[65];
+    uint32_t number; /* as in its M line */
     uint32_t seen; /* the refresh that saw it last */
 };
 
 /* Inherited by fork (a child starts from it); written under hl_image->module_lock. */
 static struct module *modules;
-static uint32_t module_count; /* slots used, unloaded ones included: a slot is a module's number */
+static uint32_t module_count; /* slots used so far; those with high = 0 are free */
+static uint32_t next_number;
 static char *texts, *texts_end;
 static bool expecting;
 static uint32_t refreshes;
@@ -47,6 +49,13 @@ static const char *keep_text(const char *text)
     texts += n + 1;
     text_put(kept, n + 1, text);
     return kept;
+}
+
+static bool same_text(const char *a, const char *b)
+{
+    while (*a && *a == *b)
+        a++, b++;
+    return *a == *b;
 }
 
 /*
@@ -103,11 +112,10 @@ void modules_log_remark(const char *text, const char *path)
     guard_leave(&g);
 }
 
-static void log_loaded(uint32_t number)
+static void log_loaded(const struct module *m)
 {
-    const struct module *m = &modules[number];
     line_text("M\t");
-    line_number(number, 10);
+    line_number(m->number, 10);
     line_text("\t");
     line_number(hl_control_page->seq, 10);
     line_text("\t");
@@ -134,15 +142,22 @@ static void log_unloaded(uint32_t number)
 
 /* ---- the table ---- */
 
-int modules_find_known(uintptr_t ip)
+/* The slot of the module that holds ip, or -1. Lock-free. */
+static int find_slot(uintptr_t ip)
 {
     uint32_t count = __atomic_load_n(&module_count, __ATOMIC_ACQUIRE);
     for (uint32_t i = 0; i < count; i++) {
         uint64_t high = __atomic_load_n(&modules[i].high, __ATOMIC_ACQUIRE);
-        if (ip < high && ip >= modules[i].low)
+        if (ip < high && ip >= __atomic_load_n(&modules[i].low, __ATOMIC_ACQUIRE))
             return (int)i;
     }
     return -1;
+}
+
+int modules_find_known(uintptr_t ip)
+{
+    int slot = find_slot(ip);
+    return slot < 0 ? -1 : (int)__atomic_load_n(&modules[slot].number, __ATOMIC_RELAXED);
 }
 
 /* Room for one more module; NULL when the table is full (said once). */
@@ -150,8 +165,9 @@ static struct module *module_new(void)
 {
     if (!modules)
         modules = host_map_private(MODULES_MAX * sizeof *modules);
-    if (modules && module_count < MODULES_MAX)
-        return &modules[module_count];
+    for (uint32_t i = 0; modules && i < MODULES_MAX; i++)
+        if (!modules[i].high)
+            return &modules[i];
     if (!truncated)
         log_remark("too many modules, the rest is not named", "");
     truncated = true;
@@ -162,11 +178,15 @@ static void module_add(struct module *m, uint64_t low, uint64_t high, uint64_t b
 {
     m->low = low;
     m->bias = bias;
-    m->path = keep_text(path);
+    if (!m->path || !same_text(m->path, path)) /* the same object again and again takes no new memory */
+        m->path = keep_text(path);
     m->seen = __atomic_load_n(&refreshes, __ATOMIC_SEQ_CST);
+    m->number = next_number++;
     __atomic_store_n(&m->high, high, __ATOMIC_RELEASE);
-    __atomic_store_n(&module_count, module_count + 1, __ATOMIC_RELEASE);
-    log_loaded(module_count - 1);
+    uint32_t slot = (uint32_t)(m - modules);
+    if (slot >= module_count)
+        __atomic_store_n(&module_count, slot + 1, __ATOMIC_RELEASE);
+    log_loaded(m);
 }
 
 /* The GNU build-id in a note segment, in hex; "" if there is none. */
@@ -219,7 +239,7 @@ static void module_learn(const ElfW(Phdr) *phdrs, size_t count, uint64_t bias, c
 {
     uint64_t low, high;
     find_range(phdrs, count, bias, &low, &high);
-    int known = modules_find_known(low);
+    int known = find_slot(low);
     if (known >= 0 && modules[known].high == high && modules[known].bias == bias) {
         modules[known].seen = __atomic_load_n(&refreshes, __ATOMIC_SEQ_CST);
         return;
@@ -259,7 +279,7 @@ static bool drop_unseen(uint32_t refresh)
         if (!m->high || still_there(m, refresh))
             continue;
         __atomic_store_n(&m->high, 0, __ATOMIC_RELEASE);
-        log_unloaded(i);
+        log_unloaded(m->number);
         dropped = true;
     }
     return dropped;
@@ -273,12 +293,12 @@ void modules_refresh(void)
 {
     if (hl_image->mode != HL_MODE_ON)
         return;
-    uint32_t before = module_count;
+    uint32_t before = next_number;
     __atomic_store_n(&expecting, false, __ATOMIC_SEQ_CST);
     uint32_t refresh = __atomic_add_fetch(&refreshes, 1, __ATOMIC_SEQ_CST);
     dl_iterate_phdr(visit, NULL);
     struct hl_guard g = guard_enter(&hl_image->module_lock);
-    bool changed = drop_unseen(refresh) || module_count != before;
+    bool changed = drop_unseen(refresh) || next_number != before;
     guard_leave(&g);
     if (changed)
         stack_flush();
@@ -331,14 +351,19 @@ void modules_log_again(void)
 {
     struct hl_guard g = guard_enter(&hl_image->module_lock);
     uint32_t kept = 0;
+    /* A dlopen in progress in another thread of the parent: its lock is held here for ever, and must not be asked for. */
+    __atomic_store_n(&expecting, false, __ATOMIC_SEQ_CST);
     for (uint32_t i = 0; i < module_count; i++)
         if (modules[i].high)
             modules[kept++] = modules[i];
     for (uint32_t i = kept; i < module_count; i++)
         modules[i].high = 0;
     module_count = kept;
-    for (uint32_t i = 0; i < kept; i++)
-        log_loaded(i);
+    for (uint32_t i = 0; i < kept; i++) {
+        modules[i].number = i;
+        log_loaded(&modules[i]);
+    }
+    next_number = kept;
     guard_leave(&g);
 }
 

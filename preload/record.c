@@ -65,10 +65,17 @@ static struct hl_thread *thread_slot(uint32_t index)
     return *group ? &(*group)[index % HL_RING_GROUP] : NULL;
 }
 
+/* The more rings there are the smaller the new ones: a program that starts thousands of threads must not fill the disk. */
+static uint32_t ring_capacity(uint32_t index)
+{
+    uint32_t slots = hl_settings.ring_slots >> (index < 16 ? 0 : index < 128 ? 2 : 4);
+    return slots < 1024 ? 1024 : slots;
+}
+
 /* A new ring file, owned. NULL and *error on failure. */
 static struct hl_thread *ring_make(int *error)
 {
-    uint32_t index = hl_control_page->rings, capacity = hl_settings.ring_slots;
+    uint32_t index = hl_control_page->rings, capacity = ring_capacity(index);
     struct hl_thread *t = thread_slot(index);
     *error = ENOMEM;
     if (!t)

@@ -30,6 +30,7 @@
  *   done    the call has returned and the slot is final. A slot that is written but not done is a call in progress: its
  *           seq, stack and arguments are good. The reader waits there.
  *   span    seq_exit - seq, or HL_SPAN_LATE: an HL_LATE slot with the same seq follows somewhere behind in this ring
+ *           0: the call never returned (a signal handler left it by longjmp); then addr is no result
  *   excess  allocator results: word at addr-8 minus HL_CHUNK(size); HL_EXCESS_LATE: in the HL_LATE slot; 0 if addr is 0
  *   addr    48 bits, sign-extended by the reader (so MAP_FAILED is all ones)
  *   aux     CALLOC: nmemb if below 0xffff, else 0xffff and arg in HL_EXT;  MEMALIGN: variant << 8 | log2(alignment) if it is
@@ -38,7 +39,7 @@
  *   seq     the low 40 bits of the entry sequence number
  *   tick    the low 24 bits of (TSC >> tick_shift), at entry
  *
- *   HL_EXT   w0 kind, lap, more, done;  first: w1 arg, w2 arg2, w3 size, 64 bits each;  second: w1 the `word` column
+ *   HL_EXT   w0 kind, lap, more, done (always 1: the event's own slot says when it is final);  first: w1 arg, w2 arg2, w3 size, 64 bits each;  second: w1 the `word` column
  *   HL_LATE  w0 kind, lap, done;  w1 the word at addr-8, w2 seq_exit, w3 seq (all 64 bits)
  *   HL_TIME  w0 kind, lap, done;  w1 TSC >> tick_shift, w2 the sequence counter, all 64 bits: written first into every ring, and
  *            before an event that comes 2^23 or more ticks after the ring's last one, so that the short fields can be widened
@@ -101,7 +102,7 @@ struct hl_control {
     uint64_t end_tsc;           /*  64 */
     uint32_t tick_shift;        /*  72 */
     uint32_t hold_ms;           /*  76 */
-    uint32_t ring_slots;        /*  80  capacity of each ring, a power of two */
+    uint32_t ring_slots;        /*  80  capacity of the first rings, a power of two; each ring says its own */
     uint32_t stop_reason;       /*  84  enum hl_stop */
     int32_t stop_errno;         /*  88 */
     uint32_t exit_how;          /*  92  at the hold: 0 exit, 1 _exit, 2 quick_exit, 3 exec */

@@ -240,3 +240,13 @@ def test_recording_makes_no_system_calls(shim: Shim, program: Path, tmp_path: Pa
     start = max(i for i, line in enumerate(calls) if "/proc/self/smaps" in line)
     assert any("execve" in line and "shim_process" in line for line in calls)
     assert len(calls) - start < 200, "400,000 blocks were allocated and freed here"
+
+
+@pytest.mark.slow
+def test_threads_forks_loads_and_signals_at_once_lose_nothing(shim: Shim, native: Native) -> None:  # noqa: F811
+    library = native("shim_loaded.c", "-shared", "-fPIC")
+    run = shim.run(native("shim_torture.c", "-O1", "-lpthread", "-ldl"), library, "2")
+    assert (run.code, run.stdout, run.stderr) == (0, b"1 1 0\n", b"")
+    assert len(run.images) > 1
+    for image in run.images:
+        image.check()
