@@ -200,7 +200,7 @@ def _widen_ticks(rows: U64, kinds: npt.NDArray[np.uint8], full: U64, carry: Carr
     ticks = np.cumsum(_signed(short - before, 24)).view(np.uint64) + np.uint64(carry.tick)
     if has_time:
         for at in np.flatnonzero(is_time):
-            ticks[at:] += full[at] - ticks[at]
+            ticks[at:] += np.uint64((int(full[at]) - int(ticks[at])) & 0xFFFFFFFFFFFFFFFF)
     return ticks
 
 
