@@ -91,11 +91,9 @@ def choose_snapshot(snapshots: list[Any], at: str | int | None) -> Any | None:
             known = ", ".join(str(s.id) for s in snapshots) or "none"
             raise UsageError(f"this process has no snapshot {at}", hint=f"Its snapshots: {known}.")
     if found is None:
-        known = ", ".join(dict.fromkeys(s.reason for s in snapshots)) or "none"
-        raise NotMeasuredError(
-            f"nobody looked at this process's pages at {at}",
-            hint=f"Snapshots there are: {known}. Try --at with one of them.",
-        )
+        known = ", ".join(dict.fromkeys(s.reason for s in snapshots))
+        hint = f"Snapshots were taken at: {known}. Try --at with one of them." if known else "No snapshot was taken."
+        raise NotMeasuredError(f"nobody looked at this process's pages at {at}", hint=hint)
     return found
 
 

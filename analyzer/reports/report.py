@@ -9,7 +9,7 @@ from heapledger.analyzer.facts import Names
 from heapledger.analyzer.reports import common
 from heapledger.analyzer.reports.text import Page, counted, duration, exact_percent, percent, shorten, size
 from heapledger.analyzer.session import START, Analysis
-from heapledger.analyzer.sites import Frame, base_name, short_function
+from heapledger.analyzer.sites import Frame, base_name, short_function, site_of
 from heapledger.analyzer.sites import frame_name as name_of_frame
 from heapledger.store.reader import Trace
 
@@ -159,16 +159,24 @@ def _sites(
             | {"share": site["rss_bytes"] / total, "stack": common.stack_of(names, site["stack"])[0]}
             for site in ledger["sites"][:limit]
         ]
-    sites = []
-    for group in analysis.leaks()["groups"][:limit]:
-        stack, name = common.stack_of(names, group["stack"])
-        frame = next((f for f in stack if frame_name(f) == name), {})
-        sites.append(
-            {"name": name, "bytes": group["bytes"], "blocks": group["blocks"], "rss_bytes": None, "share": None}
-            | {key: frame.get(key) for key in ("function", "file", "line", "module")}
-            | {"stack": stack}
-        )
-    return sites
+    return _sites_not_freed(analysis, names)[:limit]
+
+
+def _sites_not_freed(analysis: Analysis, names: Names) -> list[dict[str, Any]]:
+    """Call sites of blocks not freed at the end, the largest first; resident bytes are not known."""
+    sites: dict[str, dict[str, Any]] = {}
+    for group in analysis.leaks()["groups"]:
+        frame = site_of(names.each_frame(*group["stack"]))
+        name = name_of_frame(frame) if frame is not None else "(no call stack)"
+        site = sites.get(name)
+        if site is None:
+            where = {key: getattr(frame, key, None) for key in ("function", "file", "line", "module")}
+            measured = {"rss_bytes": None, "share": None}
+            stack = common.stack_of(names, group["stack"])[0]
+            site = sites[name] = {"name": name, **where, "bytes": 0, "blocks": 0, **measured, "stack": stack}
+        site["bytes"] += group["bytes"]
+        site["blocks"] += group["blocks"]
+    return sorted(sites.values(), key=lambda site: (-site["bytes"], site["name"]))
 
 
 def _beside(snapshot: Any | None, ledger: dict[str, Any] | None) -> dict[str, Any]:
@@ -285,7 +293,9 @@ def _render_head(report: dict[str, Any], page: Page) -> None:
     page.line(agreement_line(report["model"]))
     page.line()
     if report["rss_bytes"] is not None:
-        page.line(f"RSS {moment(report)}: {size(report['rss_bytes'])}{_without_shim(report)}{_peak_words(peak)}")
+        page.line(f"RSS {moment(report)}: {size(report['rss_bytes'])}{_without_shim(report)}")
+    if peak["rss_bytes"] is not None:
+        page.line(f"RSS at its highest: {size(peak['rss_bytes'])}, seen at {duration(peak['time_ns'])}")
     heap = report["heap"]
     page.line(
         f"Live bytes {moment(report)}: {size(heap['live_bytes'])} in {counted(heap['live_blocks'], 'block')} "
@@ -302,12 +312,6 @@ def _without_shim(report: dict[str, Any]) -> str:
     """Tracing costs memory of its own: what would be there without it."""
     own = sum(k["rss_bytes"] for k in report["kinds"] if k["kind"] == "self")
     return f" ({size(report['rss_bytes'] - own)} without heapledger's shim)" if own else ""
-
-
-def _peak_words(peak: dict[str, Any]) -> str:
-    if peak["rss_bytes"] is None:
-        return ""
-    return f", peak {size(peak['rss_bytes'])} at {duration(peak['time_ns'])}"
 
 
 def moment(report: dict[str, Any]) -> str:
