@@ -133,8 +133,8 @@ struct unwind_registers {
 
 enum unwind_result { UNWIND_OK = 0, UNWIND_OUTERMOST = 1, UNWIND_LOST = 2 };
 
-/* Replaces the registers with the caller's. On anything but UNWIND_OK they are undefined. `guess`: try a frame pointer
- * where there is no CFI. */
+/* Replaces the registers with the caller's; tries a frame pointer where there is no CFI. On anything but UNWIND_OK they
+ * are as before. */
 enum unwind_result unwind_step_full(struct unwind_registers *registers, struct unwind_memory *memory);
 
 /* The frame-pointer guess, for code without CFI: is `bp` plausibly the frame of the function at rsp = sp? On success
@@ -159,7 +159,9 @@ bool unwind_is_process_entry(uintptr_t pc);
 const uint8_t *unwind_find_fde(uintptr_t pc);
 
 /* How one register of the caller is found. */
-enum cfi_how { CFI_SAME = 0, CFI_UNDEFINED, CFI_OFFSET, CFI_VAL_OFFSET, CFI_REGISTER, CFI_EXPRESSION, CFI_VAL_EXPRESSION };
+enum cfi_how {
+    CFI_SAME = 0, CFI_UNDEFINED, CFI_OFFSET, CFI_VAL_OFFSET, CFI_REGISTER, CFI_EXPRESSION, CFI_VAL_EXPRESSION
+};
 struct cfi_row {
     bool cfa_is_expression, signal;
     uint32_t cfa_register;

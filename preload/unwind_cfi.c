@@ -38,9 +38,19 @@ int64_t cfi_sleb(const uint8_t **at)
     return (int64_t)value;
 }
 
-static uint16_t take_u16(const uint8_t **at) { uint16_t v; __builtin_memcpy(&v, *at, sizeof v); *at += sizeof v; return v; }
-static uint32_t take_u32(const uint8_t **at) { uint32_t v; __builtin_memcpy(&v, *at, sizeof v); *at += sizeof v; return v; }
-static uint64_t take_u64(const uint8_t **at) { uint64_t v; __builtin_memcpy(&v, *at, sizeof v); *at += sizeof v; return v; }
+/* A little-endian number of `bytes` bytes, wherever it lies; moves *at behind it. */
+static uint64_t take(const uint8_t **at, unsigned bytes)
+{
+    uint64_t value = 0;
+    for (unsigned i = 0; i < bytes; i++)
+        value |= (uint64_t)(*at)[i] << 8 * i;
+    *at += bytes;
+    return value;
+}
+
+static inline uint16_t take_u16(const uint8_t **at) { return (uint16_t)take(at, 2); }
+static inline uint32_t take_u32(const uint8_t **at) { return (uint32_t)take(at, 4); }
+static inline uint64_t take_u64(const uint8_t **at) { return take(at, 8); }
 
 enum { PE_ABSPTR = 0, PE_ULEB = 1, PE_U2 = 2, PE_U4 = 3, PE_U8 = 4, PE_SLEB = 9, PE_S2 = 10, PE_S4 = 11, PE_S8 = 12,
        PE_PCREL = 0x10, PE_DATAREL = 0x30, PE_INDIRECT = 0x80, PE_OMIT = 0xff };
