@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import threading
 import webbrowser
 from pathlib import Path
 from types import FrameType
@@ -120,7 +121,8 @@ def serve(
         announce(host, url, names)
         signal.signal(signal.SIGTERM, stop)
         if open_browser:
-            webbrowser.open(url)
+            # A browser in the terminal (w3m) would not return before it is closed, and needs us to answer meanwhile.
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
         server.serve_forever()
     finally:
         listener.close()
