@@ -36,7 +36,7 @@ static void *churner(void *seed)
         if (state % 1001 == 0)
             free(memalign(256, state % 9000));
         free(p);
-        if (state % 64 == 0)
+        if (state % 16 == 0)
             usleep(1);
     }
     return NULL;
