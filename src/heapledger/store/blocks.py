@@ -38,20 +38,20 @@ BLOCK_EVENTS = 65_536
 #: Columns that another one's transform looks at.
 _NEEDS: dict[str, tuple[str, ...]] = {"split": ("kind",), "exit": ("seq",), "chunk": ("kind", "size")}
 
-#: What was smallest on allocbench (1 and 4 threads) and CPython's JSON: (order, transform) by column. See
-#: bench/store_bench.py --choose.
-_BEST: dict[str, tuple[str, str]] = {
-    "kind": ("time", "plain"),
-    "thread": ("time", "plain"),
-    "time": ("time", "delta"),
-    "seq": ("time", "second"),
-    "seq_exit": ("time", "exit"),
-    "addr": ("time", "delta"),
-    "size": ("split", "plain"),
-    "arg": ("split", "plain"),
-    "arg2": ("split", "plain"),
-    "word": ("split", "chunk"),
-    "stack": ("split", "plain"),
+#: (order, transform) by column: what was smallest on allocbench (1 and 4 threads) and CPython's JSON. Where no one was,
+#: the smallest is taken for each block. See bench/store_bench.py --choose.
+_BEST: dict[str, tuple[tuple[str, str], ...]] = {
+    "kind": (("time", "plain"),),
+    "thread": (("time", "plain"),),
+    "time": (("time", "delta"),),
+    "seq": (("time", "second"),),
+    "seq_exit": (("time", "exit"),),
+    "addr": (("time", "delta"),),
+    "size": (("split", "plain"),),
+    "arg": (("split", "plain"),),
+    "arg2": (("split", "plain"),),
+    "word": (("split", "chunk"),),
+    "stack": (("split", "plain"), ("time", "plain")),
 }
 
 #: Kinds with a request and a result: the "allocations" of the `split` order.
@@ -152,7 +152,10 @@ def encode_block(events: Events) -> dict[str, Column]:
     """All columns of up to BLOCK_EVENTS events, each with the codec that does best on recorded programs."""
     assert len(events) <= BLOCK_EVENTS, "the writer cuts blocks"
     context = context_of(events)
-    return {name: encode_column(name, context, *_BEST[name]) for name in COLUMNS}
+    return {
+        name: min((encode_column(name, context, *codec) for codec in codecs), key=lambda column: len(column.data))
+        for name, codecs in _BEST.items()
+    }
 
 
 def parse_codec(codec: str) -> tuple[str, str, int]:
