@@ -29,11 +29,7 @@ from heapledger.web.server import bind, wsgi_server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian's package `chromium`)"),
-]
+pytestmark = pytest.mark.browser
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -88,10 +84,20 @@ def traces(tmp_path_factory: pytest.TempPathFactory, native: Callable[..., Path]
     return folder
 
 
+def chromium_path(bundled: str) -> str:
+    """The system's Chromium, or the one that Playwright brought; skips where there is neither."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), bundled)
+    if not Path(found).exists():
+        pytest.skip("Chromium is not installed (Debian's package `chromium`, or `playwright install chromium`)")
+    return found
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        path = chromium_path(playwright.chromium.executable_path)
+        chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield chromium
         chromium.close()
 
