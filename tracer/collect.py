@@ -151,14 +151,16 @@ class Collector:
         """The process waits at its end (or before an exec): the last look, and on it goes."""
         image, watch = followed.image, followed.watch
         assert watch is not None
+        taken = None
         try:
             image.drain(now)
+            taken = watch.take("exec" if image.control.get("exit_how") == 3 else "exit")
             watch.sample(now, full=True)
-            watch.snapshot("exec" if image.control.get("exit_how") == 3 else "exit")
-            image.drain(time.monotonic_ns())
         finally:
             image.release()
             followed.released_ns = time.monotonic_ns()
+        if taken is not None:
+            watch.keep(taken)
 
     def _look_after_exec(self, followed: _Followed, now: int) -> None:
         """An exec that was let go: another image, or another program without the shim, has taken the place."""

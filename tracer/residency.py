@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heapledger.errors import ProcessGoneError
-from heapledger.store.residency import HUGE, Category, encode_runs, resident
+from heapledger.store.residency import HUGE, Category, encode_runs
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 U64 = npt.NDArray[np.uint64]
@@ -38,6 +38,8 @@ _REGION_DTYPE = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8"
 _USER_END = (1 << 47) - PAGE
 #: Pages read at once from pagemap (8 MiB of entries).
 _CHUNK_PAGES = 1 << 20
+#: Up to so many runs a VMA is tiled without numpy.
+_FEW = 16
 #: The longest run that 32 bits hold.
 _MAX_RUN = 0xFFFFFFFF
 
@@ -77,7 +79,7 @@ class Vma:
     @property
     def resident_bytes(self) -> int:
         """Rss as the page map has it."""
-        return int(self.pages[resident(self.category)].sum(dtype=np.uint64)) * PAGE
+        return int(self.pages[_COUNTED[self.category]].sum(dtype=np.uint64)) * PAGE
 
     def row(self) -> dict[str, Any]:
         """The row of `snapshot_vma`."""
@@ -161,16 +163,19 @@ def parse_smaps(text: bytes) -> list[Vma]:
     return vmas
 
 
-def _categories(flags: U64) -> U8:
-    """PAGEMAP_SCAN's page categories as ours."""
-    present = (flags & np.uint64(_IS_PRESENT)) != 0
-    zero = present & ((flags & np.uint64(_IS_PFNZERO)) != 0)
-    file = (flags & np.uint64(_IS_FILE)) != 0
-    result = np.where(present, np.where(file, Category.FILE, Category.ANON), Category.ABSENT).astype(np.uint8)
-    result[~present & ((flags & np.uint64(_IS_SWAPPED)) != 0)] = Category.SWAP
-    result[zero] = Category.ZERO
-    result[present & ((flags & np.uint64(_IS_HUGE)) != 0)] |= HUGE
-    return result
+#: PAGEMAP_SCAN's page categories (below 128) → ours. An array, as members of an enum are slow to look up.
+_CATEGORY_OF = np.zeros(128, np.uint8)
+for _flags in range(128):
+    if _flags & _IS_PRESENT:
+        _CATEGORY_OF[_flags] = Category.FILE if _flags & _IS_FILE else Category.ANON
+        if _flags & _IS_PFNZERO:
+            _CATEGORY_OF[_flags] = Category.ZERO
+        if _flags & _IS_HUGE:
+            _CATEGORY_OF[_flags] |= HUGE
+    elif _flags & _IS_SWAPPED:
+        _CATEGORY_OF[_flags] = Category.SWAP
+_COUNTED = np.isin(np.arange(256) & 0x0F, (int(Category.ANON), int(Category.FILE)))
+_ABSENT, _SWAP = int(Category.ABSENT), int(Category.SWAP)
 
 
 def scan(fd: int, start: int, end: int) -> npt.NDArray[Any]:
@@ -197,19 +202,39 @@ def scan(fd: int, start: int, end: int) -> npt.NDArray[Any]:
 
 def _tile(vma: Vma, starts: U64, ends: U64, category: U8) -> None:
     """Sets the VMA's runs from those (sorted, within it) that are not absent; the gaps become ABSENT. Merges equals."""
-    bounds = np.empty(2 * len(starts) + 1, np.uint64)
-    bounds[0:-1:2] = starts
-    bounds[1::2] = ends
-    bounds[-1] = vma.end
-    lengths = np.diff(bounds, prepend=np.uint64(vma.start)) // np.uint64(PAGE)
+    if len(starts) <= _FEW:
+        _tile_few(vma, starts.tolist(), ends.tolist(), category.tolist())
+        return
+    bounds = np.empty(2 * len(starts) + 2, np.uint64)
+    bounds[0], bounds[-1] = vma.start, vma.end
+    bounds[1:-1:2] = starts
+    bounds[2:-1:2] = ends
+    lengths = (bounds[1:] - bounds[:-1]) // np.uint64(PAGE)
     kinds = np.zeros(len(lengths), np.uint8)
     kinds[1::2] = category
     keep = lengths > 0
     lengths, kinds = lengths[keep], kinds[keep]
-    first = np.flatnonzero(np.diff(kinds, prepend=np.uint8(255)))
-    if len(lengths):
-        lengths, kinds = np.add.reduceat(lengths, first), kinds[first]
-    if len(lengths) and int(lengths.max()) > _MAX_RUN:
+    first = np.flatnonzero(np.concatenate(([True], kinds[1:] != kinds[:-1])))
+    lengths, kinds = np.add.reduceat(lengths, first), kinds[first]
+    if int(lengths.max()) > _MAX_RUN:
+        lengths, kinds = _split_long(lengths, kinds)
+    vma.pages, vma.category = lengths.astype(np.uint32), kinds
+
+
+def _tile_few(vma: Vma, starts: list[int], ends: list[int], category: list[int]) -> None:
+    """The same for a handful of runs, where numpy's calls cost more than the work."""
+    runs: list[tuple[int, int]] = []
+    at = vma.start
+    for start, end, kind in [*zip(starts, ends, category, strict=True), (vma.end, vma.end, _ABSENT)]:
+        for length, what in ((start - at, _ABSENT), (end - start, kind)):
+            if length and runs and runs[-1][1] == what:
+                runs[-1] = (runs[-1][0] + length // PAGE, what)
+            elif length:
+                runs.append((length // PAGE, what))
+        at = end
+    lengths = np.array([length for length, _ in runs], np.uint64)
+    kinds = np.array([kind for _, kind in runs], np.uint8)
+    if any(length > _MAX_RUN for length, _ in runs):
         lengths, kinds = _split_long(lengths, kinds)
     vma.pages, vma.category = lengths.astype(np.uint32), kinds
 
@@ -222,26 +247,20 @@ def _split_long(lengths: U64, kinds: U8) -> tuple[U64, U8]:
     return np.array([n for n, _ in pieces], np.uint64), np.array([k for _, k in pieces], np.uint8)
 
 
-def _clip(vma: Vma, regions: npt.NDArray[Any]) -> None:
-    """Cuts the scanned regions to the VMA and tiles it with them."""
-    if vma.end > _USER_END:
-        regions = regions[:0]
-    low = int(np.searchsorted(regions["end"], vma.start, side="right"))
-    high = int(np.searchsorted(regions["start"], vma.end, side="left"))
-    part = regions[low:high]
-    if len(part) == 0 and (pages := (vma.end - vma.start) // PAGE) <= _MAX_RUN:
-        vma.pages, vma.category = np.array([pages], np.uint32), np.zeros(1, np.uint8)
-        return
-    category = _categories(part["categories"])
-    # Page-table markers (guards, write-protect) look swapped; only what smaps calls swap is swap.
-    if vma.swap == 0:
-        category[category == Category.SWAP] = Category.ABSENT
-    _tile(
-        vma,
-        np.maximum(part["start"], np.uint64(vma.start)),
-        np.minimum(part["end"], np.uint64(vma.end)),
-        category,
-    )
+def _clip(vmas: list[Vma], regions: npt.NDArray[Any]) -> None:
+    """Cuts the scanned regions to the VMAs and tiles each with its own."""
+    starts, ends = np.ascontiguousarray(regions["start"]), np.ascontiguousarray(regions["end"])
+    categories = _CATEGORY_OF[regions["categories"].astype(np.intp) & 127]
+    lows = np.searchsorted(ends, np.array([vma.start for vma in vmas], np.uint64), side="right").tolist()
+    highs = np.searchsorted(starts, np.array([vma.end for vma in vmas], np.uint64), side="left").tolist()
+    for vma, low, high in zip(vmas, lows, highs, strict=True):
+        category = categories[low:high].copy()
+        # Page-table markers (guards, write-protect) look swapped; only what smaps calls swap is swap.
+        if vma.swap == 0:
+            category[category == _SWAP] = _ABSENT
+        first = np.maximum(starts[low:high], np.uint64(vma.start))
+        last = np.minimum(ends[low:high], np.uint64(vma.end))
+        _tile(vma, first, last, category)
 
 
 _PRESENT, _SWAPPED, _SHARED, _EXCLUSIVE = (np.uint64(1 << bit) for bit in (63, 62, 61, 56))
@@ -326,8 +345,7 @@ class Grab:
         """The VMAs with their pages. ProcessGoneError if there were none."""
         vmas = self.vmas if self.vmas is not None else _some(parse_smaps(self.smaps))
         if self.regions is not None:
-            for vma in vmas:
-                _clip(vma, self.regions)
+            _clip(vmas, self.regions)
         tables, threads = _counters(self.status)
         return Reading(vmas, self.method, tables, threads, self.time_ns, self.took_ns)
 

@@ -40,6 +40,17 @@ class WatchOptions:
     peaks: bool = True
 
 
+@dataclass(slots=True)
+class Taken:
+    """A snapshot that is not written yet."""
+
+    reason: str
+    grab: residency.Grab
+    seq: int
+    still: bool  # nothing moved while it was read
+    pause_ns: int
+
+
 class Watch:
     """The live process of an image. Raises ProcessLookupError when it is gone already."""
 
@@ -123,24 +134,34 @@ class Watch:
 
     def snapshot(self, reason: str) -> None:
         """Every page of the process now. Nothing is written when it cannot be looked at (that is noted)."""
-        if not self.options.residency:
-            return
         begun = time.monotonic_ns()
-        held = reason in ("exit", "exec")
-        try:
-            grab, seq, consistent, pause_ns = self._grab(alone=held and self._single_threaded())
-            reading = grab.reading()
-        except (ProcessGoneError, ValueError):
-            return
-        consistent = consistent and reading.agrees()
-        if reason != "peak" or reading.rss > self._peak_rss:
-            self._write(reason, reading, seq, consistent, pause_ns)
-        if held and reason == "exit" and reading.rss >= self._peak_rss:
-            # The end is the highest point: the peak's books are those of the exit.
-            self._write("peak", reading, seq, consistent, pause_ns)
+        if (taken := self.take(reason)) is not None:
+            self.keep(taken)
         self._last_cost_ns = time.monotonic_ns() - begun
         if reason == "peak":
             self._spent_ns += self._last_cost_ns
+
+    def take(self, reason: str) -> Taken | None:
+        """Reads what has to be read while the process stands still; `keep` does the rest."""
+        if not self.options.residency:
+            return None
+        held = reason in ("exit", "exec")
+        try:
+            return Taken(reason, *self._grab(alone=held and self._single_threaded()))
+        except (ProcessGoneError, ValueError):
+            return None
+
+    def keep(self, taken: Taken) -> None:
+        """Writes a snapshot."""
+        try:
+            reading = taken.grab.reading()
+        except (ProcessGoneError, ValueError):
+            return
+        if taken.reason != "peak" or reading.rss > self._peak_rss:
+            self._write(taken.reason, reading, taken)
+        if taken.reason in ("exit", "exec") and reading.rss >= self._peak_rss:
+            # The end is the highest point: the peak's books are those of the end.
+            self._write("peak", reading, taken)
 
     def _single_threaded(self) -> bool:
         try:
@@ -172,21 +193,21 @@ class Watch:
             still = stop.kept_still()
         return grab, seq, still, time.monotonic_ns() - begun
 
-    def _write(self, reason: str, reading: residency.Reading, seq: int, consistent: bool, pause_ns: int) -> None:
+    def _write(self, reason: str, reading: residency.Reading, taken: Taken) -> None:
         snapshot_id = self.writer.add_snapshot(
             self.image.process_id,
             [vma.row() for vma in reading.vmas],
             reason=reason,
             time_ns=max(0, reading.time_ns - self.image.session_ns),
-            seq=seq,
+            seq=taken.seq,
             rss_bytes=reading.rss,
             pss_bytes=sum(vma.pss for vma in reading.vmas),
             pagemap_bytes=reading.pagemap_bytes,
             page_tables_bytes=reading.page_tables,
             threads=reading.threads,
             method=reading.method,
-            consistent=consistent,
-            pause_ns=pause_ns,
+            consistent=taken.still and reading.agrees(),
+            pause_ns=taken.pause_ns,
         )
         self.snapshots += 1
         if reason == "peak":
