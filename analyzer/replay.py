@@ -122,15 +122,16 @@ class LiveTable:
         return len(self.address)
 
 
-#: The most of a heap that is modelled; what lies beyond is adopted as observed. Memory taken is about 1.3 times the heap.
+#: The most of a heap that is modelled; what lies beyond is adopted as observed. Memory taken is about 1.3 times
+#: the heap.
 HEAP_LIMIT_BYTES = 16 << 30
 
 
 class Replay:
     """One process's malloc, fed with its events in order.
 
-    `start_break` is the page-aligned program break at the start; 0 where it is not known: the first chunk seen in the heap then
-    tells. `compiled` chooses the engine (None: the compiled one if it is built).
+    `start_break` is the page-aligned program break at the start; 0 where it is not known: the first chunk seen in
+    the heap then tells. `compiled` chooses the engine (None: the compiled one if it is built).
     """
 
     def __init__(
@@ -214,7 +215,8 @@ class Replay:
         self._engine.keep_log(self._state)
 
     def syscalls(self) -> list[tuple[Syscall, int]]:
-        """(call, length in bytes) since `keep_syscalls`; a brk's length is the signed distance, mremap's the new length."""
+        """(call, length in bytes) since `keep_syscalls`; a brk's length is the signed distance, mremap's the new
+        length."""
         return [(Syscall(call), length) for call, length in self._engine.taken_log(self._state)]
 
     def chunks(self) -> ChunkTable:

@@ -70,9 +70,9 @@ def test_a_million_random_calls_are_all_exact(version: str, seed: int, flags: in
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("compiled", ENGINES)
-@pytest.mark.parametrize("flags", [0, MALLOPT | TRIM | NASTY, MALLOPT | SBRK | TRIM | NASTY, MANY | SBRK])
+@pytest.mark.parametrize("flags", [MALLOPT | TRIM | NASTY, MALLOPT | SBRK | TRIM, MANY | SBRK])
 def test_random_calls_are_exact_in_both_engines(version: str, compiled: bool, flags: int, folder: Path) -> None:
-    assert_exact(run_randops(version, folder, 40 + flags, 30_000, flags), Settings(), compiled)
+    assert_exact(run_randops(version, folder, 40 + flags, 20_000, flags), Settings(), compiled)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -89,7 +89,7 @@ def test_random_calls_are_exact_in_both_engines(version: str, compiled: bool, fl
     ids=lambda env: ",".join(env.values()),
 )
 def test_tunables_are_followed(version: str, env: dict[str, str], folder: Path) -> None:
-    log = run_randops(version, folder, 5, 40_000, TRIM | NASTY, env)
+    log = run_randops(version, folder, 5, 20_000, TRIM, env)
     assert_exact(log, Settings.from_environment(env), ENGINES[-1])
 
 
@@ -129,7 +129,7 @@ _CALL = re.compile(r"^(brk|mmap|munmap|mremap|madvise)\((.*)\)\s+= (\S+)")
 
 
 def calls_seen(trace: str) -> list[tuple[Syscall, int]]:
-    """malloc's system calls out of strace's output: those after the program's first look at the break that succeeded."""
+    """malloc's system calls out of strace's output: what succeeded after the program first looked at the break."""
     found: list[tuple[Syscall, int]] = []
     break_now = 0
     for line in trace.splitlines():
@@ -160,8 +160,7 @@ def test_system_calls_are_those_that_strace_saw(version: str, flags: int, folder
     target = command(version, folder, 21, 8_000, flags)
     done = subprocess.run(
         ["strace", "-o", str(trace), "-e", "trace=brk,mmap,munmap,mremap,madvise", *target],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
     )
     if done.returncode != 0:
         pytest.skip(f"strace cannot trace here: {done.stderr.decode(errors='replace')[:100]}")

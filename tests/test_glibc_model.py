@@ -206,7 +206,8 @@ def run_blind(program: list[tuple[int, int, int]], version: str, compiled: bool)
 
 
 def guess(replay: Replay, kind: Kind, size: int, arg: int) -> int:
-    """What the model expects the call to return, learned from a copy that is told nonsense; fed to the replay as true."""
+    """What the model expects the call to return, learned from a copy that is told nonsense; fed to the replay as
+    true."""
     probe = replay.copy()
     probe.reset_agreement()
     feed_one(probe, kind, addr=0x10, size=size, arg=arg)

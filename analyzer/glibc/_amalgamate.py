@@ -40,7 +40,9 @@ PARTS = (
 )
 
 HEADER = '''\
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True, infer_types=True
+# mypy: ignore-errors
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True,
+# infer_types=True
 """Written by _amalgamate.py from the mechanism files beside it; not to be edited, not to be committed."""
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ def small_take(s: State, n: cython.longlong) -> cython.longlong:
 def unsorted_scan(s: State, n: cython.longlong) -> cython.longlong:
     """Sorts the unsorted list, oldest first, until something fits exactly. 0 where nothing did.
 
-    Exact fits fill the tcache first and are served from there. A small request that finds only the rest of the last split
-    is cut from that, so that runs of small requests lie together.
+    Exact fits fill the tcache first and are served from there. A small request that finds only the rest of the
+    last split is cut from that, so that runs of small requests lie together.
     """
     cached: cython.bint = False
     moved: cython.longlong = 0

@@ -1,7 +1,7 @@
 """The bins of an arena: unsorted, small (one size each), large (by descending size).
 
-A list's head is a granule of the link array in front of the chunks, so that heads and chunks link alike, as glibc's bin_at
-trick does. Rules: ../shared/specs/glibc-malloc.md §2.
+A list's head is a granule of the link array in front of the chunks, so that heads and chunks link alike, as
+glibc's bin_at trick does. Rules: ../shared/specs/glibc-malloc.md §2.
 """
 
 from __future__ import annotations

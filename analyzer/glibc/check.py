@@ -45,7 +45,8 @@ def check_tiling(s: State) -> list[int]:
     while g < end:
         n: cython.longlong = s.head[g]
         kind: cython.longlong = s.state[g]
-        assert n > 0 and kind > 0, f"no chunk at granule {g}"
+        assert n > 0, f"no chunk at granule {g}"
+        assert kind > 0, f"no chunk at granule {g}"
         assert s.prev[g] == before_free, f"chunk {g}: prev {s.prev[g]}, is {before_free}"
         assert not (before_free and kind in (FREE, TOP)), f"free neighbours at {g}"
         inside: cython.longlong
@@ -68,7 +69,8 @@ def check_bins(s: State) -> int:
         g: cython.longlong = s.link[bin]
         before: cython.longlong = bin
         while g != bin:
-            assert s.state[g] == FREE and s.link[g + 1] == before, f"bin {b} at {g}"
+            assert s.state[g] == FREE, f"bin {b} at {g}"
+            assert s.link[g + 1] == before, f"bin {b} at {g}"
             assert b == 1 or bin_number(s.head[g]) == b, f"chunk of {s.head[g]} in bin {b}"
             assert b == 1 or (s.binmap[b >> 5] >> (b & 31)) & 1, f"bin {b} not marked"
             if b >= 64 and before != bin:
@@ -91,7 +93,8 @@ def check_fastbins(s: State) -> int:
     for n in range(FAST_SLOTS):
         g: cython.longlong = s.fast[n]
         while g != 0:
-            assert s.state[g] == FASTBIN and s.head[g] == n, f"fastbin {n} at {g}"
+            assert s.state[g] == FASTBIN, f"fastbin {n} at {g}"
+            assert s.head[g] == n, f"fastbin {n} at {g}"
             total += n
             g = s.link[g]
     assert total == 0 or s.have_fast
@@ -106,7 +109,8 @@ def check_tcaches(s: State) -> int:
         count: cython.longlong = 0
         g: cython.longlong = s.tc_head[i]
         while g != 0:
-            assert s.state[g] == TCACHE and s.head[g] == i % TCACHE_SLOTS + TCACHE_FIRST, f"tcache {i} at {g}"
+            assert s.state[g] == TCACHE, f"tcache {i} at {g}"
+            assert s.head[g] == i % TCACHE_SLOTS + TCACHE_FIRST, f"tcache {i} at {g}"
             total += s.head[g]
             count += 1
             g = s.link[g]

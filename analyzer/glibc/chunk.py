@@ -1,7 +1,7 @@
 """The state of the model: a shadow of the heap, indexed by granule, and malloc's own variables.
 
-The heap is seen as granules of 16 bytes; granule g stands for the address `base + 16 * (g - FIRST)`. A chunk of n granules
-that starts at g has:
+The heap is seen as granules of 16 bytes; granule g stands for the address `base + 16 * (g - FIRST)`. A chunk of n
+granules that starts at g has:
 
     state[g]    what it is (constants.py); 0 at granules where no chunk starts
     head[g]     n
@@ -12,8 +12,8 @@ that starts at g has:
     link[g+3]   large free: next size up
     when[g]     live: seq of the allocation    when[g+1]  live: its time in ns
 
-Always: chunks tile [FIRST, end of top); no two FREE chunks touch; hole, cached, live_bytes, live_blocks and foreign are the
-sums over the chunks (and blocks.py's table). `check.py` is this paragraph as code.
+Always: chunks tile [FIRST, end of top); no two FREE chunks touch; hole, cached, live_bytes, live_blocks and
+foreign are the sums over the chunks (and blocks.py's table). `check.py` is this paragraph as code.
 """
 
 from __future__ import annotations

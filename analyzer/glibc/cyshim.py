@@ -1,4 +1,5 @@
-"""Stands in for Cython's `cython` module when the model runs interpreted, so that Cython is needed to build, not to run.
+"""Stands in for Cython's `cython` module when the model runs interpreted, so that Cython is needed to build, not
+to run.
 
 The mechanism files are written in Cython's pure-Python mode and import this module under the name `cython`;
 `_amalgamate.py` puts the real one in its place. Only what they use is here. The views are this project's own names: the

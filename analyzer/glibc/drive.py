@@ -56,7 +56,7 @@ from heapledger.analyzer.glibc.memalign import memalign_request
 from heapledger.analyzer.glibc.mmapped import block_lead, unmap_block
 from heapledger.analyzer.glibc.options import mallopt
 from heapledger.analyzer.glibc.realloc import realloc_chunk, remap_length
-from heapledger.analyzer.glibc.tcache import switch_thread, tcache_get
+from heapledger.analyzer.glibc.tcache import switch_thread, tcache_fits, tcache_get
 from heapledger.analyzer.glibc.trim import malloc_trim
 
 
@@ -196,10 +196,10 @@ def from_foreign_tcache(s: State, request: cython.longlong) -> cython.bint:
     n: cython.longlong = size_for(s, request)
     i: cython.longlong = s.tc + n - TCACHE_FIRST
     s.predicted += 1
-    if s.tc >= 0 and n - TCACHE_FIRST < s.tc_bins and s.tc_head[i] != 0:
-        if address_of(s, s.tc_head[i]) + 16 == s.observed:
-            confirm(s, tcache_get(s, n), request)
-            return True
+    cached: cython.bint = n >= TCACHE_FIRST and tcache_fits(s, n) and s.tc_head[i] != 0
+    if cached and address_of(s, s.tc_head[i]) + 16 == s.observed:
+        confirm(s, tcache_get(s, n), request)
+        return True
     count_forced(s, 0, s.observed, WHY_OTHER_ARENA)
     adopt(s, s.observed, request, s.observed_word)
     return True
@@ -216,7 +216,8 @@ def on_malloc(s: State, request: cython.longlong, cached: cython.bint) -> cython
 def on_memalign(
     s: State, alignment: cython.longlong, request: cython.longlong, strict: cython.bint, rounded: cython.longlong
 ) -> cython.void:
-    """The memalign family; `strict` where a wrong alignment is refused, `rounded` is what pvalloc makes of the request."""
+    """The memalign family; `strict` where a wrong alignment is refused, `rounded` is what pvalloc makes of the
+    request."""
     if elsewhere(s, request):
         return
     g: cython.longlong = FAILED
@@ -474,8 +475,8 @@ def run(
 ) -> None:
     """Feeds every event of the columns, in order; 64-bit columns as signed numbers.
 
-    `out` has room for 7 figures an event, figure by figure: live bytes, live blocks, heap bytes, mapped bytes, free bytes,
-    cached bytes, top bytes.
+    `out` has room for 7 figures an event, figure by figure: live bytes, live blocks, heap bytes, mapped bytes,
+    free bytes, cached bytes, top bytes.
     """
     count: cython.longlong = len(kinds)
     i: cython.longlong

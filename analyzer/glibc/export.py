@@ -102,7 +102,8 @@ def write_chunks(
 
 
 def blocks(s: State) -> list[tuple[int, int, int, int, int, int, int, int]]:
-    """Blocks outside the heap: (user address, base, length, requested, stack, seq, time, kind), by ascending address."""
+    """Blocks outside the heap: (user address, base, length, requested, stack, seq, time, kind), by ascending
+    address."""
     found = []
     for i in range(s.b_mask + 1):
         if s.b_key[i]:

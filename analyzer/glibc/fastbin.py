@@ -107,7 +107,8 @@ def join_top(s: State, g: cython.longlong) -> cython.longlong:
 
 @cython.cfunc
 def consolidate(s: State) -> cython.void:
-    """Merges every fastbin chunk with its neighbours: sizes ascending, each list from its head, into unsorted or top."""
+    """Merges every fastbin chunk with its neighbours: sizes ascending, each list from its head, into unsorted or
+    top."""
     s.have_fast = False
     n: cython.longlong = MIN_CHUNK
     while n < FAST_SLOTS:

@@ -1,8 +1,8 @@
 """Where the observation contradicts the prediction: the observed block is adopted, the predicted one given back.
 
-The ladder of ../shared/specs/glibc-malloc.md §13: an unknown base is adopted; a break that somebody else moved becomes a gap
-with fenceposts; anything else is forced: whatever the model had at the observed place makes room. All of it is safe on
-nonsense: no address or size is believed before it is checked against the heap's limits.
+The ladder of ../shared/specs/glibc-malloc.md §13: an unknown base is adopted; a break that somebody else moved
+becomes a gap with fenceposts; anything else is forced: whatever the model had at the observed place makes room.
+All of it is safe on nonsense: no address or size is believed before it is checked against the heap's limits.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def extend_to(s: State, end: cython.longlong) -> cython.bint:
 
 @cython.cfunc
 def carve(s: State, g: cython.longlong, n: cython.longlong) -> cython.longlong:
-    """[g, g + n) becomes one chunk in use. Returns 0 where that cannot be, 2 where something live was in the way, else 1.
+    """[g, g + n) becomes one chunk in use. Returns 0 where that cannot be, 2 where something live was in the way,
+    else 1.
 
     Everything it touches is taken out of its list; what is left over in front and behind becomes free again.
     """

@@ -1,7 +1,7 @@
 """Chunks with a mapping of their own: when, how long, and what their release teaches malloc.
 
-Where the kernel puts a mapping is not malloc's to say: the base is adopted from the observation, the offset inside the page
-is checked. Rules: ../shared/specs/glibc-malloc.md §6, §9.
+Where the kernel puts a mapping is not malloc's to say: the base is adopted from the observation, the offset inside
+the page is checked. Rules: ../shared/specs/glibc-malloc.md §6, §9.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def block_lead(s: State, i: cython.longlong) -> cython.longlong:
 
 @cython.cfunc
 def unmap_block(s: State, i: cython.longlong) -> cython.void:
-    """Frees the mapped chunk at table index i; its size may become the threshold, so that the next like it is on the heap.
+    """Frees the mapped chunk at table index i; its size may become the threshold, so that the next like it is on
+    the heap.
 
     glibc compares the size with its flag bit (2) still in it: equality with the threshold counts, 32 MiB does not.
     """

@@ -1,4 +1,5 @@
-"""malloc's parameters: from the profile of a version, the tunables, and mallopt. Rules: ../shared/specs/glibc-malloc.md §12."""
+"""malloc's parameters: from the profile of a version, the tunables, and mallopt. Rules:
+../shared/specs/glibc-malloc.md §12."""
 
 from __future__ import annotations
 

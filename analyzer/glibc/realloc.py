@@ -1,4 +1,5 @@
-"""realloc: in place, into what follows, by mremap, or allocate, copy and free. Rules: ../shared/specs/glibc-malloc.md §9."""
+"""realloc: in place, into what follows, by mremap, or allocate, copy and free. Rules:
+../shared/specs/glibc-malloc.md §9."""
 
 from __future__ import annotations
 

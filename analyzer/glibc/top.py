@@ -62,8 +62,9 @@ def grow(s: State, n: cython.longlong) -> cython.longlong:
 def growth_defeats_itself(s: State, n: cython.longlong) -> cython.bint:
     """Whether malloc would fail although the system gave what it was asked for.
 
-    Behind a foreign break the old top is freed once the new one is there; a large one triggers a trim, and the trim gives back
-    the very memory that was got for the request. glibc then reports ENOMEM. (Seen on 2.31, 2.36 and 2.41.)
+    Behind a foreign break the old top is freed once the new one is there; a large one triggers a trim, and the
+    trim gives back the very memory that was got for the request. glibc then reports ENOMEM. (Seen on 2.31, 2.36
+    and 2.41.)
     """
     if s.top == 0 or s.brk == top_end(s) or s.head[s.top] - MIN_CHUNK < CONSOLIDATION_SIZE:
         return False
@@ -95,7 +96,8 @@ def apart_end(s: State, old_size: cython.longlong, size: cython.longlong) -> cyt
 def grow_apart(s: State, old_size: cython.longlong, size: cython.longlong) -> cython.bint:
     """The new memory does not border the old top: the first growth of all, or somebody else moved the break.
 
-    The amount asked for was reckoned with the old top, so a second move of the break makes up for it and ends on a page.
+    The amount asked for was reckoned with the old top, so a second move of the break makes up for it and ends on a
+    page.
     """
     start: cython.longlong = s.brk
     aligned: cython.longlong = (start + 15) & -16
