@@ -2,7 +2,7 @@
 
 `$XDG_CACHE_HOME/heapledger/symbols/93/ac61ec...json`:
 
-    {"version": 1, "sources": [[size, mtime_ns], null, ...], "strings": ["", "malloc", "./malloc/malloc.c", ...],
+    {"version": 2, "sources": [[size, mtime_ns], null, ...], "strings": ["", "malloc", "./malloc/malloc.c", ...],
      "frames": {"9f2a0": [1, 2, 3294, 0], ...}}
 
 Four numbers a frame, innermost first: function, file (0: none), line (0: none), inlined; [] where nothing is known.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from heapledger.tracer.symbols.frame import Frame
 
-VERSION = 1
+VERSION = 2  # raised whenever a change in the readers may give other frames for the same files
 LIMIT_BYTES = 64 << 20
 LIMIT_OFFSETS = 200_000
 
