@@ -1,23 +1,24 @@
 """glibc's mtrace log becomes a trace file.
 
     = Start
-    @ ./app:(main+0x1d)[0x1186] + 0x55d0c0de02a0 0x18       malloc, calloc, memalign: address, size
+    @ ./app:(main+1d)[0x1186] + 0x55d0c0de02a0 0x18         malloc, calloc, memalign: address, size
     @ ./app:[0x11a0] < 0x55d0c0de02a0                       realloc of this block ...
     @ ./app:[0x11a0] > 0x55d0c0de0700 0x30                  ... which became this one
-    @ ./app:(f+0x9)[0x1199] ! 0x55d0c0de0700 0xfffffffffff  realloc failed; the block stays
+    @ ./app:(f+9)[0x1199] ! 0x55d0c0de0700 0xfffffffffff    realloc failed; the block stays
     - 0x55d0c0de0700                                        free; the caller may be missing on any line
     = End
 
-The number in brackets is the caller's offset in its object (glibc 2.34 and newer) or its address (older ones, or no
-object); it becomes the address of a one-frame stack, in a module with bias 0, whose function is the log's. A failed
-malloc has `(nil)`; a size of 0 is written `0`.
+The offset in a function is written with or without 0x (glibc 2.36: without). The number in brackets is the caller's
+offset in its object (glibc 2.34 and newer) or its address (older ones, or no object); it becomes the address of a
+one-frame stack, in a module with bias 0, whose function is the log's, or what `tracer.mtrace_symbols` finds in the
+object. A failed malloc has `(nil)`; a size of 0 is written `0`.
 
 What a log does not have, the trace does not have either: all times are 0, `word` is 0, there are no threads and no free
 of a null pointer; `seq` is a running number. Several `= Start` lines stay one process: that is how the `mtrace` script
 reads them. A `<` without its `>` is a FREE and a `>` without its `<` a MALLOC, also as the script sees it.
 
-Speed comes from one regular expression over some MiB at a time; only portions with a line that it does not know are
-looked at line by line.
+Speed comes from one regular expression over hundreds of KiB at a time; only portions with a line that it does not know
+are looked at line by line.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ import numpy.typing as npt
 from heapledger.errors import InputError, MtraceError
 from heapledger.store.events import Events, Kind
 from heapledger.store.writer import TraceWriter
+from heapledger.tracer import mtrace_symbols
 
 #: Small enough that a portion and its matches stay in the processor's cache: 256 KiB is twice as fast as 4 MiB.
 CHUNK_BYTES = 256 << 10
@@ -55,7 +57,7 @@ _LINE = re.compile(
     re.M,
 )
 _CALLER = re.compile(
-    r"(?:(?P<module>.*):)?(?:\((?P<function>.*?)(?:\+0x[0-9a-f]+)?\))?\[0x(?P<address>[0-9a-f]{1,16})\]"
+    r"(?:(?P<module>.*):)?(?:\((?P<function>.*?)(?:[-+](?:0x)?[0-9a-f]+)?\))?\[0x(?P<address>[0-9a-f]{1,16})\]"
 )
 _Match = tuple[bytes, bytes, bytes, bytes, bytes]
 Progress = Callable[[int], None]
@@ -82,12 +84,16 @@ class Imported:
     starts: int = 0
     ended: bool = False  #: the last mark was `= End`
     cut: bool = False  #: the last line has no end of line
+    callers: int = 0  #: distinct callers
+    resolved: int = 0  #: those of them that have a function and line from the object's file
     unknown: int = 0
     unknown_lines: list[int] = field(default_factory=list)  #: numbers of the first SHOWN, from 1
 
     def notes(self) -> list[str]:
         """What a reader of the trace should know, a line each."""
         notes = ["imported from an mtrace log: no times, no threads, stacks of one frame"]
+        if self.resolved:
+            notes.append(f"{self.resolved} of {self.callers} callers were looked up in the files as they are now")
         if self.unknown:
             shown = ", ".join(map(str, self.unknown_lines)) + (" ..." if self.unknown > len(self.unknown_lines) else "")
             notes.append(f"{self.unknown} of {self.lines} lines were not understood and left out: line {shown}")
@@ -101,16 +107,22 @@ class Imported:
 
 
 def import_log(
-    log: str | os.PathLike[str], output: str | os.PathLike[str], *, progress: Progress | None = None
+    log: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    symbols: bool = True,
+    progress: Progress | None = None,
 ) -> Imported:
     """Writes the trace file `output` from an mtrace log. `progress` is told the bytes read, now and then.
+
+    With `symbols`, callers are looked up in the objects that the log names, if they are still there.
 
     MtraceError if the file is not such a log at all; then no output is left behind.
     """
     name = str(log)
     try:
         with open(log, "rb") as file:
-            return _import(file, name, Path(output), progress)
+            return _import(file, name, Path(output), symbols, progress)
     except FileNotFoundError:
         raise InputError(f"there is no file {name!r}") from None
     except IsADirectoryError:
@@ -119,7 +131,7 @@ def import_log(
         raise InputError(f"cannot read {name!r}: {error.strerror}") from error
 
 
-def _import(file: BinaryIO, name: str, output: Path, progress: Progress | None) -> Imported:
+def _import(file: BinaryIO, name: str, output: Path, symbols: bool, progress: Progress | None) -> Imported:
     parser = Parser(file, progress)
     portions = parser.portions()
     first = next(portions, None)
@@ -132,6 +144,9 @@ def _import(file: BinaryIO, name: str, output: Path, progress: Progress | None) 
             _write_callers(writer, process, parser)
             writer.append_events(process, first)
             first = next(portions, None)
+        parser.result.callers = len(parser.callers) - 1
+        if symbols and parser.addresses:
+            parser.result.resolved = mtrace_symbols.resolve(writer, parser.modules, parser.addresses)
         writer.update_process(process, notes=parser.result.notes())
         writer.close()
     except BaseException:
@@ -154,6 +169,7 @@ class Parser:
         self.callers: dict[bytes, int] = {b"": 0}  #: text of a caller → its stack id
         self.new_callers: list[bytes] = []
         self.modules: dict[str, int] = {}  #: path of an object → its id in the trace
+        self.addresses: dict[str, dict[int, str]] = {}  #: path of an object → its callers: address → function
         self._file = file
         self._progress = progress
         self._seq = 1
@@ -300,6 +316,9 @@ def _write_callers(writer: TraceWriter, process: int, parser: Parser) -> None:
     parsed = [_parse_caller(caller) for caller in rows]
     # A caller that is not an address in an object has its text as function, in a nameless module of its own.
     keys = [path if address else f"?{stack}" for stack, (path, _, address) in zip(ids.tolist(), parsed, strict=True)]
+    for path, function, address in parsed:
+        if path and address:
+            parser.addresses.setdefault(path, {})[address] = function
     _add_modules(writer, process, parser, keys)
     addresses = np.array([address for _, _, address in parsed], np.uint64)
     writer.add_nodes(process, ids, np.zeros(len(ids)), addresses, [parser.modules[key] for key in keys])
