@@ -339,8 +339,13 @@ def realloc_mapped(s: State, i: cython.longlong, request: cython.longlong) -> cy
         s.predicted += 1
         if fresh == length:
             count_forced(s, old, 0, WHY_FAILED)
-        else:
-            s.exact += 1
+            return
+        # mremap failed; glibc then tries malloc, which looks through its bins before it fails as well.
+        s.exact += 1
+        if size_for(s, request) != 0:
+            found: cython.longlong = malloc_request(s, request, True)
+            if found > 0:
+                give_back(s, found)
         return
     if fresh <= length and fresh != FAILED and s.observed != old:
         # Cannot have moved: whatever this is, it is adopted.

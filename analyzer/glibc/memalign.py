@@ -20,6 +20,7 @@ from heapledger.analyzer.glibc.constants import (
     MAPPED,
     MIN_BYTES,
     MIN_CHUNK,
+    PTRDIFF_MAX,
     TAIL_FREE,
     TCACHE_FIRST,
 )
@@ -71,6 +72,10 @@ def memalign_request(s: State, wanted: cython.longlong, request: cython.longlong
         g = tcache_aligned(s, n, alignment)
         if g != 0:
             return g
+    # Room for the padding has to be within PTRDIFF_MAX, else it is refused before malloc looks for anything.
+    room: cython.longlong = PTRDIFF_MAX - alignment - MIN_BYTES
+    if s.strict_limit and request >= (room & -16) - 7:
+        return FAILED
     padded: cython.longlong = HUGE
     if alignment < ADDRESS_LIMIT_BYTES and n < HUGE:
         padded = size_for(s, n * GRANULE_BYTES + alignment + MIN_BYTES)

@@ -44,7 +44,8 @@ def realloc_chunk(s: State, g: cython.longlong, request: cython.longlong) -> cyt
     if not s.tc_lazy:
         tcache_maybe_init(s)
     n: cython.longlong = size_for(s, request)
-    if n == 0:
+    # Padded, the last few requests up to PTRDIFF_MAX exceed it: refused before malloc looks for anything.
+    if n == 0 or (s.strict_limit and request >= 0x7FFFFFFFFFFFFFF9):
         return FAILED
     old: cython.longlong = s.head[g]
     after: cython.longlong = g + old
