@@ -341,8 +341,17 @@ class _Run:
                 return
             main.note(pid, status)
             if os.WIFSTOPPED(status) and os.WSTOPSIG(status) in _JOB_STOPS:
-                # The program stopped itself for job control: the shell has to see its job stop.
-                os.kill(os.getpid(), signal.SIGSTOP)
+                self._stop_along(main)
+
+    def _stop_along(self, main: Any) -> None:
+        """The program stopped for job control: the shell has to see its whole job stop.
+
+        Ctrl-Z stops us as well, and perhaps just now: if we have been stopped and continued, SIGCONT says so.
+        """
+        if signal.sigtimedwait({signal.SIGCONT}, 0.05) is None and _is_stopped(main.pid):
+            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.sigtimedwait({signal.SIGCONT}, 0.05)
+        self._pass_on(main, signal.SIGCONT)
 
     # ---- end
 
@@ -393,6 +402,13 @@ class _Run:
         if main.status is None:
             main.note(*os.waitpid(main.pid, 0))
         return int(main.status)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
+    except OSError:
+        return False
 
 
 def _summary(totals: Any, output: Path) -> str:
