@@ -53,7 +53,7 @@ def same(left: Events, right: Events) -> bool:
 
 
 @given(any_events())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_events_come_back_as_they_were(events: Events) -> None:
     decoded = blocks.decode_block(len(events), blocks.encode_block(events))
     assert same(events, decoded)
@@ -62,7 +62,7 @@ def test_any_events_come_back_as_they_were(events: Events) -> None:
 
 
 @given(any_events(), st.sets(st.sampled_from(sorted(COLUMNS))))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_wanted_column_is_the_same_alone_and_the_others_are_zero(events: Events, wanted: set[str]) -> None:
     decoded = blocks.decode_block(len(events), blocks.encode_block(events), wanted)
     for name in COLUMNS:

@@ -6,7 +6,7 @@
     residency.py  runs of pages of one category       pyramid.py  timelines that keep every extreme
     writer.py     TraceWriter: while a program runs   files.py  what is checked when a file is opened
     reader.py     Trace: everything that reads        migrate.py  from older schema versions
-    sql.py        events as rows of a virtual table
+    sql.py        events as rows of a virtual table   export.py the trace as other tools' text
 
 `docs/trace-file.md` describes the file for other programs.
 """
