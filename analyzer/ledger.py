@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -147,9 +148,13 @@ def adopted_addresses(state: HeapState) -> Uint64s:
 
 def spans_of(state: HeapState, page_size: int = 4096) -> Spans:
     """Everything malloc holds, as disjoint spans by ascending address."""
-    parts = [_heap_spans(state, page_size), _mapped_spans(state), _adopted_spans(state)]
-    spans = Spans.concat(parts)
-    spans = spans.take(np.argsort(spans.start, kind="stable"))
+    parts = [p for p in (_heap_spans(state, page_size), _mapped_spans(state), _adopted_spans(state)) if len(p)]
+    if not parts:
+        return _no_spans()
+    # A large heap is most of a process's memory, and its tables are of that order: nothing is copied without need.
+    spans = parts[0] if len(parts) == 1 else Spans.concat(parts)
+    if (spans.start[1:] < spans.start[:-1]).any():
+        spans = spans.take(np.argsort(spans.start, kind="stable"))
     return _disjoint(spans)
 
 
@@ -158,8 +163,7 @@ def _heap_spans(state: HeapState, page_size: int) -> Spans:
     table = state.chunks
     if not len(table):
         return _no_spans()
-    chunk = table.start.astype(np.int64)
-    size = table.size.astype(np.int64)
+    chunk, size = _signed(table.start), _signed(table.size)
     start, end = chunk + 8, np.minimum(chunk + size + 8, max(state.heap_end, int(chunk[-1] + size[-1])))
     kinds = np.full((len(table), 3), _CODE[OwnerKind.UNEXPLAINED], np.uint8)
     for code, kind in _STATE_KIND.items():
@@ -173,8 +177,13 @@ def _heap_spans(state: HeapState, page_size: int) -> Spans:
     first = np.where(free, low, np.where(live, user, end))
     second = np.where(free, high, np.where(live, user + requested, end))
     first, second = np.minimum(first, end), np.minimum(second, end)
-    spans = Spans(start, first, second, end, kinds, _asked(table.requested), table.stack, table.time)
-    return Spans.concat([_whole(chunk[:1], start[:1], OwnerKind.ARENA), spans])
+    # The 8 bytes before the first size word are nobody's: they go to the arena with what the first chunk begins with.
+    return Spans.concat(
+        [
+            _whole(chunk[:1], start[:1], OwnerKind.ARENA),
+            Spans(start, first, second, end, kinds, _asked(table.requested), table.stack, table.time),
+        ]
+    )
 
 
 def whole_pages(chunk: Int64s, size: Int64s, page_size: int) -> tuple[Int64s, Int64s]:
@@ -232,6 +241,11 @@ def _live_spans(
     return Spans(start, user, user + requested, end, kinds, asked, live.stack[which], live.time[which])
 
 
+def _signed(values: Uint64s) -> Int64s:
+    """Addresses or sizes as signed numbers, without a copy: the tables hold none from 2**63 up."""
+    return values.view(np.int64)
+
+
 def _asked(requested: Uint64s) -> Int64s:
     """Requests as they were made; no block is larger than the address space, whatever a file says."""
     return np.minimum(requested, np.uint64(1 << 47)).astype(np.int64)
@@ -255,12 +269,18 @@ def _no_spans() -> Spans:
 
 
 def _disjoint(spans: Spans) -> Spans:
-    """Cuts each span where the ones before reach into it, so that no byte is booked twice (hostile files)."""
-    if not len(spans):
+    """Cuts each span where the ones before reach into it, so that no byte is booked twice (hostile files).
+
+    Afterwards 0 <= start <= first <= second <= end, and end <= the next start.
+    """
+    edges = (spans.start, spans.first, spans.second, spans.end)
+    ordered = all((low <= high).all() for low, high in pairwise(edges))
+    if ordered and spans.start[0] >= 0 and not (spans.start[1:] < spans.end[:-1]).any():
         return spans
-    reached = np.concatenate(([0], np.maximum.accumulate(spans.end)[:-1]))
+    reached = np.concatenate(([0], np.maximum(np.maximum.accumulate(spans.end)[:-1], 0)))
     for name in ("start", "first", "second", "end"):
-        setattr(spans, name, np.maximum(getattr(spans, name), reached))
+        reached = np.maximum(getattr(spans, name), reached)
+        setattr(spans, name, reached)
     return spans
 
 

@@ -289,3 +289,11 @@ def test_sums_over_many_blocks_are_exact(count: int) -> None:
     ledger.check()
     assert sum(int(s.blocks.sum()) for s in ledger.sites) == count
     assert ledger.live_rss_bytes == count * 24
+
+
+def test_a_block_at_the_very_bottom_of_memory_does_not_reach_below_it() -> None:
+    state = heap_state([])
+    state.live = live_table([(1, 100, 5, 32, False), (2, 2**63, 5, 2**63, False)])
+    ledger = balance([vma(0, [1])], state, Claims())
+    ledger.check()
+    assert ledger.resident_bytes == PAGE
