@@ -26,6 +26,8 @@ PEAK_STEP_SHARE, PEAK_STEP_BYTES = 0.02, 256 << 10
 PEAK_SHARE, PEAK_GRACE_NS = 0.03, 4_000_000
 #: While RSS grows a snapshot waits for the top, at most this long (ns).
 PEAK_GROWTH_NS = 100_000_000
+#: A process younger than this is not stopped for a peak: nearly every start is one (ns).
+PEAK_FIRST_NS = 30_000_000
 #: RSS is looked at this often (ns) for a new peak; it costs 6 µs.
 PEAK_LOOK_NS = 5_000_000
 
@@ -69,7 +71,7 @@ class Watch:
         self._born_ns = now
         self._sample_due_ns = 0
         self._snapshot_due_ns = now + options.snapshot_every_ns
-        self._look_due_ns = now
+        self._look_due_ns = now + PEAK_FIRST_NS
         self._peak_rss = 0
         self._last_rss = 0
         self._growing_since_ns = 0
@@ -134,10 +136,10 @@ class Watch:
 
     def snapshot(self, reason: str) -> None:
         """Every page of the process now. Nothing is written when it cannot be looked at (that is noted)."""
-        begun = time.monotonic_ns()
+        begun = time.thread_time_ns()  # on a busy machine the wall clock would count others' work as ours
         if (taken := self.take(reason)) is not None:
             self.keep(taken)
-        self._last_cost_ns = time.monotonic_ns() - begun
+        self._last_cost_ns = time.thread_time_ns() - begun
         if reason == "peak":
             self._spent_ns += self._last_cost_ns
 
