@@ -11,9 +11,11 @@ A fork's child is analysed from its parent's state at the fork; an exec starts a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from heapledger.analyzer.kernel.vma import Vma, sane
 from heapledger.analyzer.leaks.not_freed import not_freed
 from heapledger.analyzer.ledger import HeapState, adopted_addresses, balance
 from heapledger.analyzer.owners import Claims, ModuleSpan, ThreadSpan
-from heapledger.analyzer.replay import Replay
+from heapledger.analyzer.replay import HEAP_LIMIT_BYTES, Replay
 from heapledger.analyzer.timeline import TimelineBuilder, sample_pyramids
 from heapledger.store.events import Events
 from heapledger.store.pyramid import Pyramid
@@ -110,10 +112,12 @@ def analyse(
     snapshot: int | None = None,
     progress: Progress | None = None,
     fresh: bool = False,
+    heap_limit: int | None = None,
 ) -> Analysis:
     """The analysis of one process (default: the main one), from the file where it is stored already.
 
-    `snapshot`: the id of a snapshot that must be among the results. `fresh`: do not use stored results.
+    `snapshot`: the id of a snapshot that must be among the results. `fresh`: do not use stored results. `heap_limit`:
+    see `default_heap_limit`.
     """
     row = process if process is not None and hasattr(process, "pid") else trace.process(process)
     found = None if fresh else load(trace, row)
@@ -122,13 +126,13 @@ def analyse(
     chain = fork_chain(trace.processes(), row)
     total = sum(p.events for p in chain)
     counter = _Counter(progress, total)
-    walk = _walk_to(trace, chain, counter)
+    walk = _walk_to(trace, chain, counter, heap_limit)
     results = _pass(trace, row, chain, walk, counter, extra=snapshot)
     _store(trace, row, results)
     return _analysis(trace, row, results)
 
 
-def analyse_all(trace: Trace, *, progress: Progress | None = None) -> list[Analysis]:
+def analyse_all(trace: Trace, *, progress: Progress | None = None, heap_limit: int | None = None) -> list[Analysis]:
     """The analyses of every process, in the order of the file. Each event is replayed once, forks included."""
     rows = list(trace.processes())
     missing = {row.id for row in rows if load(trace, row) is None}
@@ -142,8 +146,8 @@ def analyse_all(trace: Trace, *, progress: Progress | None = None) -> list[Analy
         needed = _needed(rows, children, missing)
         for row, chain in zip(rows, chains, strict=True):
             if len(chain) == 1 and row.id in needed:
-                _pass_tree(trace, row, [row], _start(row), counter, children, needed)
-    return [load(trace, row) or analyse(trace, row) for row in rows]
+                _pass_tree(trace, row, [row], _start(row, heap_limit), counter, children, needed)
+    return [load(trace, row) or analyse(trace, row, heap_limit=heap_limit) for row in rows]
 
 
 def load(trace: Trace, row: Any) -> Analysis | None:
@@ -192,12 +196,27 @@ class _Counter:
             self._progress(min(self._done, self._total), self._total)
 
 
-def _start(row: Any) -> _Walk:
+def default_heap_limit() -> int:
+    """The largest heap that is modelled here, in bytes: an eighth of the memory that is available.
+
+    The model takes 1.3 times the heap, a fork doubles it, and a trace from anywhere may claim any heap. Blocks beyond
+    the limit are taken over as observed, and counted as such.
+    """
+    available = 8 << 30
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) << 10
+    return min(max(available // 8, 256 << 20), HEAP_LIMIT_BYTES)
+
+
+def _start(row: Any, heap_limit: int | None) -> _Walk:
     """The state of a program that has just been started."""
     profile = profile_for(row.libc_version, row.libc_build_id or None)
     environment = {k: v for k, v in row.environment.items() if isinstance(v, str)}
     settings = Settings.from_environment(environment)
-    replay = Replay(profile, settings, row.start_break, page_size=_page_size(row))
+    limit = default_heap_limit() if heap_limit is None else heap_limit
+    replay = Replay(profile, settings, row.start_break, page_size=_page_size(row), heap_limit=limit)
     return _Walk(replay, Mappings(), profile)
 
 
@@ -207,9 +226,9 @@ def _page_size(row: Any) -> int:
     return size if size in (4096, 8192, 16384, 65536) else 4096
 
 
-def _walk_to(trace: Trace, chain: Sequence[Any], counter: _Counter) -> _Walk:
+def _walk_to(trace: Trace, chain: Sequence[Any], counter: _Counter, heap_limit: int | None) -> _Walk:
     """The state in which the last of a fork chain begins."""
-    walk = _start(chain[0])
+    walk = _start(chain[0], heap_limit)
     for parent, child in itertools.pairwise(chain):
         for events, _ in _cut(trace.events(parent.id, last_seq=child.fork_seq - 1), []):
             if events is not None:

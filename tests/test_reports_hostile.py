@@ -133,7 +133,8 @@ def look_at_all(path: Path) -> Iterator[dict[str, Any]]:
     screen = io.StringIO()
     page = Page(Console(file=screen, width=80, highlight=False, markup=False))
     with Trace(path) as trace:
-        analyses = analyse_all(trace)
+        # What a small machine would allow: a claimed heap of terabytes must not take the memory of the tests.
+        analyses = analyse_all(trace, heap_limit=64 << 20)
         for analysis in analyses:
             for build, render in (
                 (report.build, report.render), (leaks.build, leaks.render), (holes.build, holes.render),
