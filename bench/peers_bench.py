@@ -2,10 +2,10 @@
 
     python bench/peers_bench.py [--rounds 3] [--allocs 2500000]
 
-Each workload runs under each tracer in turn (A B C A B C ...), so that a drift of the machine hits all alike; the medians
-are printed as a Markdown table. CPU time is what wait4 reports for the tracer and everything it waited for: the program,
-its collector and its helpers. heaptrack runs with --raw: Debian's 1.4 runs out of memory on some of these otherwise.
-Programs: ../shared/bench (allocbench.cpp, pyjson.py).
+Each workload runs under each tracer in turn (A B C A B C ...), so that a drift of the machine hits all alike; the
+medians are printed as a Markdown table. CPU time is what wait4 reports for the tracer and everything it waited for: the
+program, its collector and its helpers. heaptrack runs with --raw: Debian's 1.4 runs out of memory on some of these
+otherwise. Programs: ../shared/bench (allocbench.cpp, pyjson.py).
 """
 
 from __future__ import annotations

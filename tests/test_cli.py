@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +83,11 @@ def static_program(folder: Path) -> Path:
 
 
 def setuid_program(folder: Path) -> Path:
+    """A program that changes its user when *we* start it: then ld.so ignores LD_PRELOAD."""
+    if os.geteuid() != 0:
+        return Path("/usr/bin/su")
     shutil.copy("/bin/true", folder / "setuid")
+    os.chown(folder / "setuid", 65534, 65534)
     (folder / "setuid").chmod(0o4755)
     return folder / "setuid"
 
@@ -146,3 +151,15 @@ def test_no_colour_code_is_printed_into_a_pipe(heapledger: Run, tmp_path: Path) 
         assert result.returncode == 0, result.stderr
         assert "\x1b" not in result.stdout
         assert max(map(len, result.stdout.splitlines())) <= 80, name
+
+
+def test_output_cut_off_by_head_is_no_error(heapledger: Run, tmp_path: Path) -> None:
+    trace = tmp_path / "t.heapledger"
+    assert heapledger("run", "-q", "-o", trace, "--", "/bin/ls", "-l", "/usr/lib").returncode == 0
+    query = "SELECT a.* FROM events a, events b"
+    command = (
+        f"'{sys.executable}' -m heapledger sql '{trace}' '{query}' --format csv | head -1; echo ${{PIPESTATUS[0]}}"
+    )
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.splitlines()[-1] == "0"
+    assert result.stderr == ""

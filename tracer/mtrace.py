@@ -41,6 +41,7 @@ from heapledger.errors import InputError, MtraceError
 from heapledger.store.events import Events, Kind
 from heapledger.store.writer import TraceWriter
 from heapledger.tracer import mtrace_symbols
+from heapledger.tracer.symbols.demangle import demangle
 
 #: Small enough that a portion and its matches stay in the processor's cache: 256 KiB is twice as fast as 4 MiB.
 CHUNK_BYTES = 256 << 10
@@ -344,16 +345,4 @@ def _parse_caller(text: bytes) -> tuple[str, str, int]:
     match = _CALLER.fullmatch(caller)
     if not match:
         return "", caller, 0
-    return match["module"] or "", demangled(match["function"] or ""), int(match["address"], 16)
-
-
-def demangled(name: str) -> str:
-    """A C++ name as it is written in C++; any other name as it is."""
-    if not name.startswith("_Z"):
-        return name
-    import cxxfilt
-
-    try:
-        return str(cxxfilt.demangle(name))
-    except cxxfilt.Error:
-        return name
+    return match["module"] or "", demangle(match["function"] or ""), int(match["address"], 16)
