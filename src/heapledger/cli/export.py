@@ -15,7 +15,7 @@ from heapledger.errors import UsageError
 EXAMPLES = """\
 \b
 Examples:
-  heapledger export app.heapledger --format mtrace -o app.log && mtrace app.log
+  heapledger export app.heapledger --format mtrace -o a.log; mtrace a.log
   heapledger export app.heapledger --format folded | flamegraph.pl > app.svg
   heapledger export app.heapledger --format csv -o app.csv
 

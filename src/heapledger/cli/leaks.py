@@ -12,7 +12,7 @@ EXAMPLES = """\
 Examples:
   heapledger leaks app.heapledger
   heapledger leaks app.heapledger --top 3
-  heapledger leaks app.heapledger --fail-on-leak     (exit status 3 if there are any)"""
+  heapledger leaks app.heapledger --fail-on-leak   (status 3 if any)"""
 
 
 @click.command("leaks", epilog=EXAMPLES)

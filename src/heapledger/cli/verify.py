@@ -11,7 +11,7 @@ EXAMPLES = """\
 \b
 Examples:
   heapledger verify app.heapledger
-  heapledger verify app.heapledger --strict      (exit status 4 unless all is exact)"""
+  heapledger verify app.heapledger --strict   (status 4 unless all is exact)"""
 
 
 @click.command("verify", epilog=EXAMPLES)
