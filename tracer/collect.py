@@ -85,6 +85,7 @@ class Collector:
         self._followed: dict[str, _Followed] = {}
         self._ids: dict[str, int] = {}  # folder name → process id, also of images that have ended
         self._latest: dict[int, str] = {}  # pid → folder name of its newest image
+        self._over: set[str] = set()  # images that ended otherwise than by exec: their pid may come again
         self._seen: set[str] = set()
         self._spool_mtime = -1
         self._poll = select.poll()
@@ -238,7 +239,7 @@ class Collector:
         if parent != spool.NO_PARENT:
             return "fork", self._ids.get(f"{image.control.get('ppid')}.{parent}")
         before = self._latest.get(image.pid)
-        if before is not None:
+        if before is not None and before not in self._over:
             return "exec", self._ids[before]
         if self.totals.processes == 0 or image.pid == self.main.pid:
             return "start", None
@@ -263,6 +264,8 @@ class Collector:
             followed.watch.close()
         end, status = ("running", None) if running else self._ending(image)
         image.finish(end=end, exit_status=status)
+        if end != "exec":
+            self._over.add(image.name)
         self.totals.events += image.events
         self.totals.lost += image.lost()
         with contextlib.suppress(OSError):
