@@ -196,6 +196,20 @@ def test_a_tree_of_processes_is_followed_through_fork_and_exec(trace: Path, tmp_
         assert parent == shell.id
 
 
+def test_an_exec_that_bypasses_libc_is_noticed(trace: Path) -> None:
+    code = (
+        "import ctypes, os; c = ctypes.CDLL(None)\n"
+        "def block(items): return (ctypes.c_char_p * (len(items) + 1))(*items, None)\n"
+        "env = block([f'{k}={v}'.encode() for k, v in os.environ.items()])\n"
+        "c.syscall(59, b'/bin/sh', block([b'sh', b'-c', b'exit 6']), env)"
+    )
+    assert run(trace, sys.executable, "-c", code).returncode == 6
+    with Trace(trace) as opened:
+        first, second = sorted(opened.processes(), key=lambda p: p.image)
+        assert (first.start, first.end, second.start, second.parent_id) == ("start", "exec", "exec", first.id)
+        assert second.exit_status == 6
+
+
 def test_gcc_and_its_children_are_followed(trace: Path, tmp_path: Path) -> None:
     source = tmp_path / "x.c"
     source.write_text("int main(void) { return 0; }\n")

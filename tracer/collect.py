@@ -138,6 +138,9 @@ class Collector:
         taken = image.drain(now)
         if followed.watch is None:
             return taken
+        if self._latest.get(image.pid) != image.name:
+            self._end(followed)  # another image has taken its place, announced or not
+            return taken
         if image.released and image.state == spool.RUNNING:
             image.released = False  # the exec failed: the program goes on
         if image.state == spool.HOLDING and not image.released:
@@ -168,9 +171,7 @@ class Collector:
         image = followed.image
         if image.state != spool.HOLDING or image.control.get("exit_how") != 3:
             return
-        if self._latest.get(image.pid) != image.name:
-            self._end(followed)
-        elif now - followed.released_ns > EXEC_LOOK_NS and not _maps_control(image):
+        if now - followed.released_ns > EXEC_LOOK_NS and not _maps_control(image):
             image.notes.append("it became a program that the shim is not part of, which is not followed")
             self._end(followed)
 
@@ -278,7 +279,8 @@ class Collector:
         get = image.control.get
         how = get("exit_how")
         announced = get("state") in (spool.HOLDING, spool.ENDED)
-        if announced and how == 3:
+        replaced = self.live and self._latest.get(image.pid) != image.name
+        if (announced and how == 3) or (replaced and not announced):
             return "exec", None
         if image.pid == self.main.pid and self._latest.get(image.pid) == image.name and self.live:
             self._await_main()
