@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -193,3 +194,18 @@ def test_a_sleep_that_must_not_be_disturbed_is_slept_through(native: Callable[..
             time.sleep(0.06)
             assert not stop.kept_still(), "its 20 ms are over"
         assert process.wait() == 0
+
+
+@pytest.mark.parametrize("holes", [100, 3_000, 9_000])
+def test_a_comb_of_pages_is_scanned_once_in_order_and_whole(holes: int) -> None:
+    # 512 regions fill the kernel's own buffer, 8,192 ours.
+    supported("pagemap_scan")
+    with mmap.mmap(-1, 2 * holes * 4096) as comb:
+        for page in range(0, 2 * holes, 2):
+            comb[page * 4096] = 1
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY)
+        regions = residency.scan(fd, 0, 1 << 47)
+        os.close(fd)
+        assert (regions["start"][1:] >= regions["end"][:-1]).all()
+        assert len(regions) >= holes
+        assert residency.read(os.getpid(), method="pagemap_scan").agrees()

@@ -194,7 +194,9 @@ def scan(fd: int, start: int, end: int) -> npt.NDArray[Any]:
         )
         count = fcntl.ioctl(fd, _PAGEMAP_SCAN, arg)
         parts.append(buffer[:count].copy())
-        if arg.walk_end <= start:
+        # Fewer regions than there was room for: the walk is complete. walk_end does not tell it: the kernel fills `vec`
+        # through a buffer of 512 regions and leaves in walk_end where that was last full (seen on 6.18).
+        if count < _REGIONS or arg.walk_end <= start:
             break
         start = arg.walk_end
     return np.concatenate(parts) if parts else np.zeros(0, _REGION_DTYPE)
