@@ -194,9 +194,7 @@ def test_a_statement_without_end_is_ended(path: Path, statement: str) -> None:
 
 
 def test_the_command_prints_tables_json_and_csv(heapledger: Run, path: Path) -> None:
-    statement = (
-        "SELECT kind_name AS kind, count(*) AS n, x'00ff' AS b, NULL AS void FROM events GROUP BY 1 ORDER BY 1"
-    )
+    statement = "SELECT kind_name AS kind, count(*) AS n, x'00ff' AS b, NULL AS void FROM events GROUP BY 1 ORDER BY 1"
     table = heapledger("sql", path, statement).stdout.splitlines()
     assert table[0].split() == ["kind", "n", "b", "void"]
     assert table[1].split()[:2] == [
