@@ -69,6 +69,7 @@ class Agreement:
     exact: int = 0
     reordered: int = 0  #: exact once overlapping calls were put in another order
     forced: int = 0
+    reasons: dict[ForcedClass, int] = field(default_factory=dict)  #: those that occurred; they sum to `forced`
     adopted_bases: int = 0  #: mapping and first-break bases taken over, only their offset checked; they count as exact
     word_mismatches: int = 0  #: the word at p-8 was not the predicted one
     unknown_frees: int = 0  #: releases of blocks never seen allocated
@@ -172,6 +173,7 @@ class Replay:
             predicted=counters["predicted"],
             exact=counters["exact"],
             forced=counters["forced"],
+            reasons={ForcedClass(why): count for why, count in enumerate(self._engine.reasons(self._state)) if count},
             adopted_bases=counters["adopted_bases"],
             word_mismatches=counters["word_mismatches"],
             unknown_frees=counters["unknown_frees"],

@@ -38,7 +38,7 @@ from heapledger.store.pyramid import Pyramid
 from heapledger.store.reader import Trace
 
 #: Results made by another version are thrown away and made anew.
-ANALYZER_VERSION = "7"
+ANALYZER_VERSION = "8"
 #: The reason of the snapshot of the maps as the shim found them.
 START = "start"
 #: More snapshots on request than this are looked at only when asked for by id.
@@ -358,13 +358,13 @@ def _at_end(
     names = stored.Names(trace, chain)
     results.facts["leaks"] = stored.leaks_fact(not_freed(live, _own_since(chain)), names)
     agreement = asdict(walk.replay.agreement)
+    reasons = {reason.name: count for reason, count in agreement.pop("reasons").items()}
     agreement["forced_examples"] = [
-        {**example, "reason": walk.replay.agreement.forced_examples[i].reason.name}
-        for i, example in enumerate(agreement["forced_examples"])
+        {**example, "reason": example["reason"].name} for example in agreement["forced_examples"]
     ]
     results.facts["analysis"] = {
         "agreement": agreement,
-        "reasons": _reasons(agreement["forced_examples"]),
+        "reasons": reasons,
         "profile": walk.profile.version,
         "confirmed": walk.profile.confirmed,
         "events": timeline.events,
@@ -375,14 +375,6 @@ def _at_end(
         "damaged_events": sum(d.events for d in trace.damaged if d.process_id == row.id),
     }
     results.pyramids = {**timeline.finish(), **sample_pyramids(trace.samples(row.id))}
-
-
-def _reasons(examples: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """How often each reason occurs among the examples that were kept."""
-    counts: dict[str, int] = {}
-    for example in examples:
-        counts[example["reason"]] = counts.get(example["reason"], 0) + 1
-    return counts
 
 
 def _own_since(chain: Sequence[Any]) -> list[int]:

@@ -50,6 +50,9 @@ class Script:
     def free(self, addr: int, *, thread: int = 0) -> Script:
         return self._feed(Kind.FREE, addr, 0, 0, thread, 0, 0)
 
+    def thread_end(self, *, thread: int) -> Script:
+        return self._feed(Kind.THREAD_END, 0, 0, 0, thread, 0, 0)
+
 
 @dataclass
 class Log:

@@ -16,7 +16,9 @@ from heapledger.analyzer.glibc.constants import (
     TCACHE,
     TCACHE_FIRST,
     TCACHE_SLOTS,
+    TCACHE_STRUCT,
     TOP,
+    WHY_COUNT,
 )
 
 
@@ -34,6 +36,9 @@ def check(s: State) -> None:
     assert s.foreign == sums[FOREIGN]
     check_blocks(s)
     assert s.exact + s.forced == s.predicted, f"{s.exact} + {s.forced} of {s.predicted}"
+    reasons = [s.why[i] for i in range(WHY_COUNT)]
+    assert reasons[0] == 0
+    assert sum(reasons) == s.forced, f"{reasons} do not sum to {s.forced}"
 
 
 def check_tiling(s: State) -> list[int]:
@@ -115,6 +120,9 @@ def check_tcaches(s: State) -> int:
             count += 1
             g = s.link[g]
         assert count == s.tc_count[i], f"tcache {i}: {count} chunks, {s.tc_count[i]} counted"
+    for i in range(s.tc_slots):
+        g = s.tc_struct[i]
+        assert g == 0 or s.state[g] == TCACHE_STRUCT, f"tcache heads of slot {i} at {g}"
     return total
 
 

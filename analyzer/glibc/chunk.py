@@ -36,6 +36,7 @@ from heapledger.analyzer.glibc.constants import (
     MIN_CHUNK,
     TCACHE_SLOTS,
     TOP,
+    WHY_COUNT,
 )
 
 
@@ -147,6 +148,7 @@ class State:
     word_mismatches: cython.longlong
     unknown_frees: cython.longlong
     syscalls: cython.longlong
+    why: cython.long_view  # forced events by reason
     examples: list[tuple[int, int, int, int, int]]
     log: list[tuple[int, int]] | None
 
@@ -258,6 +260,7 @@ def _new_event(s: State) -> None:
     s.deny = s.unbacked = False
     s.seq = s.time = s.stack = s.kind = 0
     s.predicted = s.exact = s.forced = s.adopted_bases = s.word_mismatches = s.unknown_frees = s.syscalls = 0
+    s.why = new_longs(WHY_COUNT)
     s.examples = []
     s.log = None
 
@@ -301,6 +304,7 @@ def _clone_scalars(s: State, t: State) -> None:
     t.foreign, t.mapped_bytes = s.foreign, s.mapped_bytes
     t.predicted, t.exact, t.forced, t.adopted_bases = s.predicted, s.exact, s.forced, s.adopted_bases
     t.word_mismatches, t.unknown_frees, t.syscalls = s.word_mismatches, s.unknown_frees, s.syscalls
+    t.why = lengthened(s.why, WHY_COUNT)
     t.examples = list(s.examples)
     t.log = None if s.log is None else list(s.log)
 

@@ -78,6 +78,7 @@ WHY_FAILED = 7
 WHY_RESULT = 8
 WHY_UNBACKED = 9
 WHY_UNKNOWN_OLD = 10
+WHY_COUNT = 11
 
 # Kinds of events; the numbers of `store.events.Kind`.
 KIND_MALLOC = 1

@@ -449,6 +449,9 @@ def step(
     if s.observed == 0 and not returned:
         return
     s.deny = s.observed == 0
+    if s.deny:
+        # No block was handed out, so there is no word before it, whatever a hostile trace claims.
+        s.observed_word = 0
     s.grew = 0
     s.source = FROM_ARENA
     s.unbacked = False

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from heapledger.analyzer.glibc import cyshim as cython
-from heapledger.analyzer.glibc.chunk import State, address_of, clone, new_state, top_end
-from heapledger.analyzer.glibc.constants import FIRST, GRANULE_BYTES, LIVE
+from heapledger.analyzer.glibc.chunk import State, address_of, clone, new_longs, new_state, top_end
+from heapledger.analyzer.glibc.constants import FIRST, GRANULE_BYTES, LIVE, WHY_COUNT
 from heapledger.analyzer.glibc.options import use_profile, use_settings
 from heapledger.analyzer.glibc.top import heap_address
 
@@ -47,9 +47,15 @@ def examples(s: State) -> list[tuple[int, int, int, int, int]]:
     return list(s.examples)
 
 
+def reasons(s: State) -> list[int]:
+    """How many events were forced, by reason: entry WHY_ADDRESS is how many for that."""
+    return [s.why[i] for i in range(WHY_COUNT)]
+
+
 def forget_agreement(s: State) -> None:
     """Counts from nothing."""
     s.predicted = s.exact = s.forced = s.adopted_bases = s.word_mismatches = s.unknown_frees = s.syscalls = 0
+    s.why = new_longs(WHY_COUNT)
     s.examples = []
 
 

@@ -41,6 +41,7 @@ from heapledger.analyzer.glibc.constants import (
     TCACHE,
     TCACHE_FIRST,
     TCACHE_SLOTS,
+    TCACHE_STRUCT,
     TOP,
 )
 from heapledger.analyzer.glibc.fastbin import fastbin_put, fastbin_unlink, join_top, merge_back, merge_forward
@@ -50,8 +51,9 @@ from heapledger.analyzer.glibc.top import grow, shift_heap
 
 @cython.cfunc
 def count_forced(s: State, expected: cython.longlong, observed: cython.longlong, why: cython.longlong) -> cython.void:
-    """One more forced event; the first hundred are kept as examples."""
+    """One more forced event, counted by its reason; the first hundred are kept as examples."""
     s.forced += 1
+    s.why[why] += 1
     if len(s.examples) < MAX_EXAMPLES:
         s.examples.append((s.seq, s.kind, expected, observed, why))
 
@@ -79,6 +81,16 @@ def give_back(s: State, g: cython.longlong) -> cython.void:
 
 
 @cython.cfunc
+def forget_struct(s: State, g: cython.longlong) -> cython.void:
+    """The thread whose tcache heads were thought to be at g has them elsewhere: its end frees nothing here."""
+    slot: cython.longlong = 0
+    while slot < s.tc_slots:
+        if s.tc_struct[slot] == g:
+            s.tc_struct[slot] = 0
+        slot += 1
+
+
+@cython.cfunc
 def detach(s: State, g: cython.longlong) -> cython.bint:
     """The chunk at g leaves whatever it is in. True where it was live: a release that was never seen."""
     state: cython.longlong = s.state[g]
@@ -93,6 +105,8 @@ def detach(s: State, g: cython.longlong) -> cython.bint:
         fastbin_unlink(s, g)
     elif state == FOREIGN:
         s.foreign -= n
+    elif state == TCACHE_STRUCT:
+        forget_struct(s, g)
     elif state == LIVE:
         drop_live(s, g)
         return True

@@ -14,6 +14,7 @@ from heapledger.analyzer.glibc.export import (
     examples,
     forget_agreement,
     keep_log,
+    reasons,
     taken_log,
     write_chunks,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "examples",
     "forget_agreement",
     "keep_log",
+    "reasons",
     "run",
     "taken_log",
     "write_chunks",
