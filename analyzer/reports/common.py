@@ -102,10 +102,16 @@ def _highest(snapshots: list[Any]) -> Any:
 
 
 def _forced_note(summary: dict[str, Any]) -> str:
-    forced = summary["agreement"]["forced"]
-    if set(summary["reasons"]) == {"OTHER_ARENA"}:
-        return f"{forced:,} addresses came from other threads' arenas, not modelled yet: taken over as observed."
-    return f"{forced:,} predictions were wrong; what was observed was taken over instead."
+    elsewhere = summary["reasons"].get("OTHER_ARENA", 0)
+    wrong = summary["agreement"]["forced"] - elsewhere
+    parts = []
+    if elsewhere:
+        parts.append(
+            f"{elsewhere:,} addresses came from other threads' arenas, not modelled yet: taken over as observed."
+        )
+    if wrong:
+        parts.append(f"{wrong:,} predictions were wrong; what was observed was taken over instead.")
+    return " ".join(parts)
 
 
 def common_notes(analysis: Analysis, snapshot: Any | None = None) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from heapledger.analyzer.reports import common
@@ -24,6 +25,7 @@ def build(trace: Trace, analyses: Sequence[Analysis], *, main: Analysis | None =
         "syscalls": {key: sum(p["syscalls"][key] for p in parts) for key in ("predicted", "compared", "exact")},
         "maps": {key: sum(p["maps"][key] for p in parts) for key in ("compared", "exact")},
         "rss": {key: sum(p["rss"][key] for p in parts) for key in _RSS},
+        "reasons": _total(p["reasons"] for p in parts),
         "glibc": ", ".join(dict.fromkeys(p["glibc"] for p in parts if p["glibc"])),
         "events": sum(p["events"] for p in parts),
         "lost": sum(p["lost"] for p in parts),
@@ -35,6 +37,14 @@ def build(trace: Trace, analyses: Sequence[Analysis], *, main: Analysis | None =
 
 
 _RSS = ("kernel_bytes", "ledger_bytes", "unexplained_bytes", "snapshots")
+
+
+def _total(parts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Forced results by reason, over all processes, the most frequent first."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(total.most_common())
 
 
 def _process(trace: Trace, analysis: Analysis) -> dict[str, Any]:
@@ -103,6 +113,7 @@ def render(report: dict[str, Any], page: Page) -> None:
     rows = [
         ["addresses", _share(good, addresses["predicted"]), f"{good:,} of {addresses['predicted']:,} as predicted"],
         ["", "", f"{addresses['reordered']:,} in another order, {addresses['forced']:,} taken over as observed"],
+        *([["", "", reasons_line(report["reasons"])]] if report["reasons"] else []),
         ["mappings", _share(maps["exact"], maps["compared"]), f"{maps['exact']:,} of {maps['compared']:,} agree"],
         ["RSS", _share(rss["ledger_bytes"], rss["kernel_bytes"]),
          f"{size(rss['ledger_bytes'])} of the kernel's {size(rss['kernel_bytes'])} have an owner"],
@@ -129,6 +140,11 @@ def render(report: dict[str, Any], page: Page) -> None:
         )
     _render_differences(report, page)
     page.notes(report["notes"])
+
+
+def reasons_line(reasons: dict[str, int]) -> str:
+    """`{"OTHER_ARENA": 12}` → `because of: other arena 12`."""
+    return "because of: " + ", ".join(f"{name.lower().replace('_', ' ')} {n:,}" for name, n in reasons.items())
 
 
 def _share(part: int, whole: int) -> str:
