@@ -126,7 +126,7 @@ class Collector:
             if name in gone or (followed.watch is None and self.live):
                 self._end(followed)
         if now >= self._flush_due_ns:
-            self.writer.flush()
+            self.writer.flush_soon()
             self._flush_due_ns = time.monotonic_ns() + FLUSH_NS
         return taken
 
@@ -271,8 +271,8 @@ class Collector:
         self.totals.lost += image.lost()
         with contextlib.suppress(OSError):
             self.totals.spool_bytes += sum(p.stat().st_blocks * 512 for p in image.folder.iterdir())
-        self.writer.flush()
-        image.close(remove=not self.keep_spool and not running)
+        image.close()
+        self.writer.flush_soon(image.remove if not self.keep_spool and not running else None)
 
     def _ending(self, image: Image) -> tuple[str, int | None]:
         """(how it ended, its status): as waitpid says for our child, else as the shim saw it."""

@@ -455,17 +455,19 @@ class Image:
             return max(0, end - self.session_ns)
         return max(self.last_ns, self.control.get("start_ns") - self.session_ns, 0)
 
-    def close(self, *, remove: bool) -> None:
-        """Forgets the mappings. The files go; the empty folder stays until the session ends, so that its number stays
-        taken."""
+    def close(self) -> None:
+        """Forgets the mappings."""
         for ring in self.rings.values():
             ring.close()
         self.control.close()
         self.nodes = spool.Nodes(self.folder, self.nodes.taken)
-        if remove:
-            with contextlib.suppress(OSError):
-                for path in self.folder.iterdir():
-                    path.unlink() if not path.is_dir() else shutil.rmtree(path)
+
+    def remove(self) -> None:
+        """The files go, once the trace file holds what was in them; the empty folder stays until the session ends, so
+        that its number stays taken."""
+        with contextlib.suppress(OSError):
+            for path in self.folder.iterdir():
+                path.unlink() if not path.is_dir() else shutil.rmtree(path)
 
 
 def _comm(pid: int, tid: int) -> str | None:

@@ -253,6 +253,7 @@ class _Run:
                 start_ns=session.start_ns,
                 start_unix_ns=session.start_unix_ns,
                 host=session.host,
+                background=True,
             )
             watch = WatchOptions(
                 interval_ns=int(self.options.interval * 1e9),

@@ -4,7 +4,8 @@
     schema.py     the tables (SQLAlchemy models)      ddl.py    the same as SQL text, for writers that start fast
     blocks.py     64k events as compressed columns    planes.py byte planes and zstd, opened with bounds
     residency.py  runs of pages of one category       pyramid.py  timelines that keep every extreme
-    writer.py     TraceWriter: while a program runs   files.py  what is checked when a file is opened
+    writer.py     TraceWriter: while a program runs   background.py  the thread that encodes and writes events
+    files.py      what is checked when a file is opened
     reader.py     Trace: everything that reads        migrate.py  from older schema versions
     sql.py        events as rows of a virtual table   export.py the trace as other tools' text
 

@@ -39,7 +39,7 @@ BLOCK_EVENTS = 65_536
 _NEEDS: dict[str, tuple[str, ...]] = {"split": ("kind",), "exit": ("seq",), "chunk": ("kind", "size")}
 
 #: (order, transform) by column: what was smallest on allocbench (1 and 4 threads) and CPython's JSON. Where no one was,
-#: the smallest is taken for each block. See bench/store_bench.py --choose.
+#: one that was smallest a few blocks ago is taken (`Encoder`). See bench/store_bench.py --choose.
 _BEST: dict[str, tuple[tuple[str, str], ...]] = {
     "kind": (("time", "plain"),),
     "thread": (("time", "plain"),),
@@ -53,6 +53,13 @@ _BEST: dict[str, tuple[tuple[str, str], ...]] = {
     "word": (("split", "chunk"),),
     "stack": (("split", "plain"), ("time", "plain")),
 }
+
+#: zstd's level by column, where it is not planes.LEVEL: these have few repetitions. Level 1 takes half the time; on
+#: allocbench it leaves 1 % less, on CPython's JSON 4 % more.
+_LEVELS = {"time": 1, "addr": 1}
+
+#: So many blocks of a process go by before its columns' codecs are compared again.
+_COMPARE_EVERY = 8
 
 #: Kinds with a request and a result: the "allocations" of the `split` order.
 _IS_ALLOCATION = np.zeros(256, np.bool_)
@@ -137,7 +144,7 @@ def encode_column(name: str, context: _Context, order: str, transform: str) -> C
     residual = _ENCODE[transform](context.columns[name], context)
     if order == "split":
         residual = residual[context.split]
-    width, data = planes.pack(residual)
+    width, data = planes.pack(residual, _LEVELS.get(name, planes.LEVEL))
     codec = f"{order}.{transform}.{width}"
     return Column(codec, width * context.count, checksum(name, codec, context.count, data), data)
 
@@ -150,12 +157,29 @@ def context_of(events: Events) -> _Context:
 
 def encode_block(events: Events) -> dict[str, Column]:
     """All columns of up to BLOCK_EVENTS events, each with the codec that does best on recorded programs."""
-    assert len(events) <= BLOCK_EVENTS, "the writer cuts blocks"
-    context = context_of(events)
-    return {
-        name: min((encode_column(name, context, *codec) for codec in codecs), key=lambda column: len(column.data))
-        for name, codecs in _BEST.items()
-    }
+    return Encoder().encode(events)
+
+
+class Encoder:
+    """Encodes the blocks of one process. Where two codecs contend both are tried now and then, the smaller is kept:
+    which one that is hardly ever changes within a program, and stacks are dear to compress."""
+
+    def __init__(self) -> None:
+        self._blocks = 0
+        self._kept = {name: codecs[0] for name, codecs in _BEST.items()}
+
+    def encode(self, events: Events) -> dict[str, Column]:
+        """All columns of up to BLOCK_EVENTS events."""
+        assert len(events) <= BLOCK_EVENTS, "the writer cuts blocks"
+        context = context_of(events)
+        compare = self._blocks % _COMPARE_EVERY == 0
+        self._blocks += 1
+        encoded = {}
+        for name, codecs in _BEST.items():
+            tried = codecs if compare else (self._kept[name],)
+            columns = [(codec, encode_column(name, context, *codec)) for codec in tried]
+            self._kept[name], encoded[name] = min(columns, key=lambda pair: len(pair[1].data))
+        return encoded
 
 
 def parse_codec(codec: str) -> tuple[str, str, int]:

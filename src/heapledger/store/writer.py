@@ -10,6 +10,9 @@ through SQLAlchemy Core, 1.4 M/s here). The tables are those of `store.schema`; 
 Events are buffered per process and written 64k at a time. `flush` writes the rest as a block that is not full, and
 replaces it when more has come, so that flushing often does not fragment the file. Only where the buffers of many
 processes would add up do those that were idle since the last flush keep the short block they have.
+
+With `background` a thread of the writer's encodes and writes events (`store.background`); all other rows are written by
+the caller. Events of a process still reach the file in their order, and `flush` still means what it says.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ import numpy.typing as npt
 from heapledger import __version__
 from heapledger.errors import HeapledgerError, InputError, SchemaError, UsageError
 from heapledger.store import blocks, files, residency
+from heapledger.store.background import Background, Task
 from heapledger.store.ddl import APPLICATION_ID, SCHEMA_VERSION, TABLES
 from heapledger.store.events import Events
 
@@ -39,6 +45,10 @@ _JSON_DEFAULTS = {"argv": "[]", "notes": "[]", "command": "[]"}
 _NODE_ROWS = 100_000
 #: Events that may stay in memory after a flush, over all processes: 20 MiB.
 _KEPT_EVENTS = 4 * blocks.BLOCK_EVENTS
+#: Events that may wait for the background thread: 38 MiB.
+_QUEUED_EVENTS = 8 * blocks.BLOCK_EVENTS
+#: Flushes that nobody waits for are gathered for so long (s) at most.
+_GATHER_S = 0.25
 
 
 def signed(value: int) -> int:
@@ -53,7 +63,7 @@ class _Buffer:
 
     parts: list[Events] = field(default_factory=list)
     count: int = 0
-    last_seq: int = -1
+    encoder: blocks.Encoder = field(default_factory=blocks.Encoder)
     #: The row of the last block, if it is not full: it is replaced when more events have come. 0: there is none.
     open_block: int = 0
     #: Events that are in the file in `open_block` and also still in `parts`.
@@ -82,8 +92,9 @@ class TraceWriter:
         start_ns: int = 0,
         start_unix_ns: int = 0,
         host: Mapping[str, Any] | None = None,
+        background: bool = False,
     ) -> None:
-        self._setup(Path(path))
+        self._setup(Path(path), background)
         _make_way(self.path)
         with self._guard():
             self._connection = self._connect("rwc")
@@ -118,15 +129,23 @@ class TraceWriter:
             writer._start()
             rows = writer._connection.execute("SELECT process_id, max(last_seq) FROM event_block GROUP BY 1")
             for process_id, last_seq in rows:
-                writer._buffers[process_id] = _Buffer(last_seq=last_seq)
+                writer._last_seq[process_id] = last_seq
         return writer
 
-    def _setup(self, path: Path) -> None:
+    def _setup(self, path: Path, background: bool = False) -> None:
         self.path = path
         self.closed = False
         self._failed: HeapledgerError | None = None
-        self._lock = threading.RLock()
+        self._told = False  # a caller has seen the failure
+        self._lock = threading.RLock()  # held around every use of the connection
+        self._wants_background = background
+        self._background: Background | None = None
+        self._last_seq: dict[int, int] = {}  # by process, of the events handed over
+        # Of whoever writes events: the background thread if there is one, else the caller.
         self._buffers: dict[int, _Buffer] = {}
+        self._flushes_waiting = 0
+        self._after_flush: list[Task] = []
+        self._flushed_at = time.monotonic()
         self._columns: dict[str, dict[str, Any]] = {}
         self._next_block = 1
 
@@ -268,15 +287,35 @@ class TraceWriter:
         if not len(events):
             return
         with self._guard():
-            buffer = self._buffers.setdefault(process_id, _Buffer())
             seq = events.seq
-            if int(seq[0]) <= buffer.last_seq or not bool(np.all(seq[1:] > seq[:-1])):
+            if int(seq[0]) <= self._last_seq.get(process_id, -1) or not bool(np.all(seq[1:] > seq[:-1])):
                 raise HeapledgerError(f"events of process {process_id} came out of order near seq {int(seq[0])}")
-            buffer.parts.append(events)
-            buffer.count += len(events)
-            buffer.last_seq = int(seq[-1])
-            if buffer.count >= blocks.BLOCK_EVENTS:
-                self._write_full_blocks(process_id, buffer)
+            self._last_seq[process_id] = int(seq[-1])
+            if self._wants_background and self._background is None:
+                self._background = Background("writer", _QUEUED_EVENTS, self._note_failure)
+        self._do(partial(self._take_events, process_id, events), len(events))
+
+    def _do(self, task: Task, weight: int = 0) -> None:
+        """Now, or by the background thread behind all that was handed to it. Never with the lock held: to wait for the
+        thread would be to wait for ourselves."""
+        if self._background is None:
+            with self._lock:
+                task()
+        else:
+            self._background.put(task, weight)
+
+    def _note_failure(self, error: Exception) -> None:
+        """The background thread cannot go on: the next call says why."""
+        if self._failed is None:
+            what = error if isinstance(error, HeapledgerError) else None
+            self._failed = what or HeapledgerError(f"cannot write {str(self.path)!r}: {type(error).__name__}: {error}")
+
+    def _take_events(self, process_id: int, events: Events) -> None:
+        buffer = self._buffers.setdefault(process_id, _Buffer())
+        buffer.parts.append(events)
+        buffer.count += len(events)
+        if buffer.count >= blocks.BLOCK_EVENTS:
+            self._write_full_blocks(process_id, buffer)
 
     def _write_full_blocks(self, process_id: int, buffer: _Buffer) -> None:
         events = Events.concat(buffer.parts)
@@ -290,21 +329,23 @@ class TraceWriter:
 
     def _write_block(self, process_id: int, buffer: _Buffer, events: Events) -> int:
         """Writes a block, in place of the one that held its beginning. Returns its id."""
-        block_id = buffer.open_block or self._next_block
-        if buffer.open_block:
-            self._run("DELETE FROM event_column WHERE block_id = ?", (block_id,))
-        else:
-            self._next_block += 1
         count = len(events)
         times = (int(events.time.min()), int(events.time.max()))
-        header = (block_id, process_id, count, int(events.seq[0]), int(events.seq[-1]), *times)
-        self._run("INSERT OR REPLACE INTO event_block VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(map(signed, header)))
-        rows = (
-            (block_id, name, column.codec, column.raw_bytes, column.crc, column.data)
-            for name, column in blocks.encode_block(events).items()
-        )
-        self._connection.executemany("INSERT INTO event_column VALUES (?, ?, ?, ?, ?, ?)", rows)
-        self._run("UPDATE process SET events = events + ? WHERE id = ?", (count - buffer.written, process_id))
+        encoded = buffer.encoder.encode(events)
+        with self._guard():
+            block_id = buffer.open_block or self._next_block
+            if buffer.open_block:
+                self._run("DELETE FROM event_column WHERE block_id = ?", (block_id,))
+            else:
+                self._next_block += 1
+            header = (block_id, process_id, count, int(events.seq[0]), int(events.seq[-1]), *times)
+            self._run("INSERT OR REPLACE INTO event_block VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(map(signed, header)))
+            rows = (
+                (block_id, name, column.codec, column.raw_bytes, column.crc, column.data)
+                for name, column in encoded.items()
+            )
+            self._connection.executemany("INSERT INTO event_column VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._run("UPDATE process SET events = events + ? WHERE id = ?", (count - buffer.written, process_id))
         return block_id
 
     # ---- the file
@@ -312,26 +353,62 @@ class TraceWriter:
     def flush(self) -> None:
         """Everything handed over so far is in the file when this returns, and survives the death of the writer."""
         with self._guard():
-            idle = [buffer for buffer in self._buffers.values() if buffer.count == buffer.written]
-            for process_id, buffer in self._buffers.items():
-                if buffer.count > buffer.written:
-                    buffer.parts = [Events.concat(buffer.parts)]
-                    buffer.open_block = self._write_block(process_id, buffer, buffer.parts[0])
-                    buffer.written = buffer.count
+            pass  # it can still be written to
+        self._do(self._flush_now)
+        if self._background is not None:
+            self._background.drain()
+            with self._guard():
+                pass  # it could be written
+
+    def flush_soon(self, then: Callable[[], object] | None = None) -> None:
+        """`flush` without waiting for it: `then` is called, perhaps by another thread, when it is done; never if it
+        fails. Flushes that follow closely are done as one."""
+        with self._guard():
+            self._flushes_waiting += 1
+        self._do(partial(self._flush_gathered, then))
+
+    def _flush_gathered(self, then: Task | None) -> None:
+        if then is not None:
+            self._after_flush.append(then)
+        with self._lock:
+            self._flushes_waiting -= 1
+            more = self._flushes_waiting > 0
+        if not more or time.monotonic() - self._flushed_at > _GATHER_S:
+            self._flush_now()
+
+    def _flush_now(self) -> None:
+        idle = [buffer for buffer in self._buffers.values() if buffer.count == buffer.written]
+        for process_id, buffer in self._buffers.items():
+            if buffer.count > buffer.written:
+                buffer.parts = [Events.concat(buffer.parts)]
+                buffer.open_block = self._write_block(process_id, buffer, buffer.parts[0])
+                buffer.written = buffer.count
+        with self._guard():
             self._commit()
-            if sum(buffer.count for buffer in self._buffers.values()) > _KEPT_EVENTS:
-                for buffer in idle:
-                    buffer.start_anew()
+        if sum(buffer.count for buffer in self._buffers.values()) > _KEPT_EVENTS:
+            for buffer in idle:
+                buffer.start_anew()
+        self._flushed_at = time.monotonic()
+        done, self._after_flush = self._after_flush, []
+        for then in done:
+            then()
 
     def close(self, end_ns: int | None = None) -> None:
         """Flushes, and leaves one self-contained file. `end_ns` (since the session's start) None: it was cut off."""
         if self.closed:
             return
+        was_told = self._told
         try:
+            if self._failed is None:
+                with contextlib.suppress(HeapledgerError):  # told below
+                    self.flush()
+            if self._background is not None:
+                self._background.close()
             if self._failed is not None:
-                self._connection.rollback()  # what is not whole goes; the failure has been told
+                self._connection.rollback()  # what is not whole goes
+                if not was_told:
+                    raise self._failed
                 return
-            self.flush()
             with self._guard():
                 self._update("session", 1, {"end_ns": end_ns})
                 self._commit()
@@ -406,6 +483,7 @@ class TraceWriter:
         """One caller at a time; SQLite's errors become ours, with what to do about them."""
         with self._lock:
             if self._failed is not None:
+                self._told = True
                 raise self._failed
             if self.closed:
                 raise HeapledgerError(f"{str(self.path)!r} has been closed")
@@ -413,6 +491,7 @@ class TraceWriter:
                 yield
             except sqlite3.Error as error:
                 self._failed = _write_error(self.path, error)
+                self._told = self._background is None or not self._background.is_here()
                 raise self._failed from error
 
 
