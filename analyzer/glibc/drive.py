@@ -27,6 +27,7 @@ from heapledger.analyzer.glibc.constants import (
     KIND_VALLOC,
     LIVE,
     MAPPED,
+    PTRDIFF_MAX,
     TC_NONE,
     TC_OFF,
     TC_READY,
@@ -418,7 +419,7 @@ def on_other(s: State, size: cython.longlong, arg: cython.longlong, arg2: cython
     elif kind == KIND_VALLOC:
         on_memalign(s, s.page, size, False, size)
     elif kind == KIND_PVALLOC:
-        rounded: cython.longlong = (size + s.page - 1) & -s.page if 0 <= size <= 0x7FFFFFFFFFFF else -1
+        rounded: cython.longlong = (size + s.page - 1) & -s.page if 0 <= size <= PTRDIFF_MAX - s.page else -1
         on_memalign(s, s.page, size, False, rounded)
     elif kind == KIND_MALLOC_TRIM:
         result(s, malloc_trim(s, size))
