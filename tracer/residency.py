@@ -56,6 +56,9 @@ class _ScanArg(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in _SCAN_WORDS]
 
 
+_NO_PAGES, _NO_CATEGORY = np.zeros(0, np.uint32), np.zeros(0, np.uint8)
+
+
 @dataclass(slots=True)
 class Vma:
     """One paragraph of smaps. Bytes; `flags` is the text of VmFlags."""
@@ -73,13 +76,13 @@ class Vma:
     private: int = 0
     anonymous: int = 0
     flags: str = ""
-    pages: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
-    category: U8 = field(default_factory=lambda: np.zeros(0, np.uint8))
+    pages: npt.NDArray[np.uint32] = field(default_factory=lambda: _NO_PAGES)
+    category: U8 = field(default_factory=lambda: _NO_CATEGORY)
+    resident_bytes: int = 0  # Rss as the page map has it
 
-    @property
-    def resident_bytes(self) -> int:
-        """Rss as the page map has it."""
-        return int(self.pages[_COUNTED[self.category]].sum(dtype=np.uint64)) * PAGE
+    def set_runs(self, pages: npt.NDArray[np.uint32], category: U8) -> None:
+        self.pages, self.category = pages, category
+        self.resident_bytes = int(pages[_COUNTED[category]].sum(dtype=np.uint64)) * PAGE
 
     def row(self) -> dict[str, Any]:
         """The row of `snapshot_vma`."""
@@ -145,8 +148,46 @@ _LINE = re.compile(
 )
 
 
+#: A whole paragraph as all kernels since 4.14 write it, with the fields in this order.
+_PARAGRAPH = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *(.*)\n(?:.*\n)*?"
+    rb"Rss: +(\d+) kB\nPss: +(\d+) kB\n(?:.*\n)*?Private_Clean: +(\d+) kB\nPrivate_Dirty: +(\d+) kB\n(?:.*\n)*?"
+    rb"Anonymous: +(\d+) kB\n(?:.*\n)*?Swap: +(\d+) kB\n(?:.*\n)*?VmFlags: (.*)$",
+    re.MULTILINE,
+)
+
+
 def parse_smaps(text: bytes) -> list[Vma]:
     """The paragraphs of /proc/PID/smaps, or of a copy of it."""
+    found = _PARAGRAPH.findall(text)
+    # Where a field is missing a match runs into the next paragraph, and there are fewer matches than paragraphs.
+    last_line = text[text.rfind(b"\nVmFlags:") + 1 :]
+    whole = last_line.endswith(b"\n") and last_line.count(b"\n") == 1
+    if not whole or len(found) != text.count(b"\nRss:") or len(found) != text.count(b"\nVmFlags:"):
+        return _parse_any_smaps(text)
+    vmas = []
+    for low, high, perms, offset, device, inode, path, rss, pss, clean, dirty, anonymous, swap, flags in found:
+        vma = Vma(
+            int(low, 16),
+            int(high, 16),
+            perms.decode(),
+            int(offset, 16),
+            device.decode(),
+            int(inode),
+            path.decode(errors="replace"),
+            int(rss) * 1024,
+            int(pss) * 1024,
+            int(swap) * 1024,
+            (int(clean) + int(dirty)) * 1024,
+            int(anonymous) * 1024,
+            flags.decode().strip(),
+        )
+        vmas.append(vma)
+    return vmas
+
+
+def _parse_any_smaps(text: bytes) -> list[Vma]:
+    """Line by line: a text that was cut off, or lacks some fields."""
     vmas: list[Vma] = []
     for low, high, perms, offset, device, inode, path, name, size, flags in _LINE.findall(text):
         if low:
@@ -174,7 +215,8 @@ for _flags in range(128):
             _CATEGORY_OF[_flags] |= HUGE
     elif _flags & _IS_SWAPPED:
         _CATEGORY_OF[_flags] = Category.SWAP
-_COUNTED = np.isin(np.arange(256) & 0x0F, (int(Category.ANON), int(Category.FILE)))
+_RESIDENT = (int(Category.ANON), int(Category.FILE))
+_COUNTED = np.isin(np.arange(256) & 0x0F, _RESIDENT)
 _ABSENT, _SWAP = int(Category.ABSENT), int(Category.SWAP)
 
 
@@ -220,7 +262,7 @@ def _tile(vma: Vma, starts: U64, ends: U64, category: U8) -> None:
     lengths, kinds = np.add.reduceat(lengths, first), kinds[first]
     if int(lengths.max()) > _MAX_RUN:
         lengths, kinds = _split_long(lengths, kinds)
-    vma.pages, vma.category = lengths.astype(np.uint32), kinds
+    vma.set_runs(lengths.astype(np.uint32), kinds)
 
 
 def _tile_few(vma: Vma, starts: list[int], ends: list[int], category: list[int]) -> None:
@@ -234,11 +276,11 @@ def _tile_few(vma: Vma, starts: list[int], ends: list[int], category: list[int])
             elif length:
                 runs.append((length // PAGE, what))
         at = end
-    lengths = np.array([length for length, _ in runs], np.uint64)
-    kinds = np.array([kind for _, kind in runs], np.uint8)
     if any(length > _MAX_RUN for length, _ in runs):
-        lengths, kinds = _split_long(lengths, kinds)
-    vma.pages, vma.category = lengths.astype(np.uint32), kinds
+        runs = [(min(_MAX_RUN, n - at), k) for n, k in runs for at in range(0, n, _MAX_RUN)]
+    vma.pages = np.array([length for length, _ in runs], np.uint32)
+    vma.category = np.array([kind for _, kind in runs], np.uint8)
+    vma.resident_bytes = sum(length for length, kind in runs if kind & 0x0F in _RESIDENT) * PAGE
 
 
 def _split_long(lengths: U64, kinds: U8) -> tuple[U64, U8]:

@@ -159,11 +159,19 @@ class Watch:
             reading = taken.grab.reading()
         except (ProcessGoneError, ValueError):
             return
-        if taken.reason != "peak" or reading.rss > self._peak_rss:
-            self._write(taken.reason, reading, taken)
-        if taken.reason in ("exit", "exec") and reading.rss >= self._peak_rss:
+        if taken.reason == "peak" and reading.rss <= self._peak_rss:
+            return
+        snapshot_id = self._write(reading, taken)
+        if taken.reason == "peak":
+            self._set_peak(snapshot_id, reading.rss)
+        elif taken.reason in ("exit", "exec") and reading.rss >= self._peak_rss:
             # The end is the highest point: the peak's books are those of the end.
-            self._write("peak", reading, taken)
+            self._set_peak(self.writer.copy_snapshot(snapshot_id, reason="peak"), reading.rss)
+
+    def _set_peak(self, snapshot_id: int, rss: int) -> None:
+        if self._peak_id:
+            self.writer.delete_snapshot(self._peak_id)
+        self._peak_id, self._peak_rss = snapshot_id, rss
 
     def _single_threaded(self) -> bool:
         try:
@@ -195,11 +203,12 @@ class Watch:
             still = stop.kept_still()
         return grab, seq, still, time.monotonic_ns() - begun
 
-    def _write(self, reason: str, reading: residency.Reading, taken: Taken) -> None:
-        snapshot_id = self.writer.add_snapshot(
+    def _write(self, reading: residency.Reading, taken: Taken) -> int:
+        self.snapshots += 1
+        return self.writer.add_snapshot(
             self.image.process_id,
             [vma.row() for vma in reading.vmas],
-            reason=reason,
+            reason=taken.reason,
             time_ns=max(0, reading.time_ns - self.image.session_ns),
             seq=taken.seq,
             rss_bytes=reading.rss,
@@ -211,11 +220,6 @@ class Watch:
             consistent=taken.still and reading.agrees(),
             pause_ns=taken.pause_ns,
         )
-        self.snapshots += 1
-        if reason == "peak":
-            if self._peak_id:
-                self.writer.delete_snapshot(self._peak_id)
-            self._peak_id, self._peak_rss = snapshot_id, reading.rss
 
     def start_maps(self) -> None:
         """The maps at the start, from the shim's copy of smaps: a snapshot "start" without pages."""

@@ -46,6 +46,12 @@ HUGE = 0x10
 _CATEGORY_MASK = 0x0F
 
 
+#: By a run's byte, without its flags: counts in Rss. An array, as members of an enum are slow to look up.
+_RESIDENT = np.zeros(256, np.bool_)
+_RESIDENT[[int(kind) | flag for kind in (Category.ANON, Category.FILE) for flag in range(0, 256, 16)]] = True
+_LAST_CATEGORY = int(max(Category))
+
+
 def category_of(category: Categories) -> Categories:
     """The categories without the HUGE flag."""
     return category & np.uint8(_CATEGORY_MASK)
@@ -53,8 +59,7 @@ def category_of(category: Categories) -> Categories:
 
 def resident(category: Categories) -> npt.NDArray[np.bool_]:
     """Which runs count in Rss: ANON and FILE, huge or not."""
-    plain = category_of(category)
-    mask: npt.NDArray[np.bool_] = (plain == Category.ANON) | (plain == Category.FILE)
+    mask: npt.NDArray[np.bool_] = _RESIDENT[category]
     return mask
 
 
@@ -87,7 +92,7 @@ def decode_runs(data: bytes) -> tuple[Pages, Categories]:
         raise TraceError("a residency map does not have the size it states")
     pages = np.frombuffer(raw, "<u4", count).astype(np.uint32)
     category = np.frombuffer(raw, np.uint8, count, 4 * count).copy()
-    if int(pages.sum(dtype=np.uint64)) > MAX_PAGES or (count and int(category_of(category).max()) > max(Category)):
+    if int(pages.sum(dtype=np.uint64)) > MAX_PAGES or (count and int(category_of(category).max()) > _LAST_CATEGORY):
         raise TraceError("a residency map describes pages that cannot exist")
     return pages, category
 

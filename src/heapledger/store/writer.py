@@ -147,6 +147,7 @@ class TraceWriter:
         self._after_flush: list[Task] = []
         self._flushed_at = time.monotonic()
         self._columns: dict[str, dict[str, Any]] = {}
+        self._insertions: dict[str, str] = {}
         self._next_block = 1
 
     def _connect(self, mode: str) -> sqlite3.Connection:
@@ -262,12 +263,29 @@ class TraceWriter:
         """A snapshot and its VMAs. A VMA's `runs` is a blob of `store.residency`, or a pair (pages, category)."""
         with self._guard():
             snapshot_id = self._insert("snapshot", process_id=process_id, **fields)
+            rows = []
             for vma in vmas:
-                row = {"snapshot_id": snapshot_id, **vma}
-                if not isinstance(row.get("runs", b""), bytes):
+                row = {**self._columns["snapshot_vma"], "snapshot_id": snapshot_id, **vma}
+                if not isinstance(row["runs"], bytes):
                     row["runs"] = residency.encode_runs(*row["runs"])
-                self._insert("snapshot_vma", **row)
+                rows.append(self._values("snapshot_vma", row))
+            self._connection.executemany(self._insertion("snapshot_vma"), rows)
             return snapshot_id
+
+    def copy_snapshot(self, snapshot_id: int, **fields: Any) -> int:
+        """The same snapshot again, but for these fields. Returns its id."""
+        with self._guard():
+            others = ", ".join(f'"{name}"' for name in self._columns["snapshot"] if name not in ("id", *fields))
+            names = ", ".join(f'"{name}"' for name in fields)
+            sql = (
+                f"INSERT INTO snapshot ({names}, {others})"
+                f" SELECT {', '.join('?' * len(fields))}, {others} FROM snapshot WHERE id = ?"
+            )
+            copy_id = int(self._run(sql, [*self._values("snapshot", fields), snapshot_id]).lastrowid or 0)
+            rest = ", ".join(f'"{name}"' for name in self._columns["snapshot_vma"] if name != "snapshot_id")
+            into = f"INSERT INTO snapshot_vma (snapshot_id, {rest})"
+            self._run(f"{into} SELECT ?, {rest} FROM snapshot_vma WHERE snapshot_id = ?", (copy_id, snapshot_id))
+            return copy_id
 
     def delete_snapshot(self, snapshot_id: int) -> None:
         """Forgets a snapshot: a later peak was higher."""
@@ -454,15 +472,20 @@ class TraceWriter:
 
     def _values(self, table: str, fields: Mapping[str, Any]) -> list[Any]:
         known = self._columns[table]
-        for name in fields:
-            if name not in known:
-                raise TypeError(f"table {table} has no column {name}")
+        if not fields.keys() <= known.keys():
+            raise TypeError(f"table {table} has no column {', '.join(sorted(fields.keys() - known.keys()))}")
         return [_plain(value) for value in fields.values()]
 
+    def _insertion(self, table: str) -> str:
+        """The statement that adds a whole row."""
+        if table not in self._insertions:
+            names = self._columns[table]
+            self._insertions[table] = f"INSERT INTO {table} ({_names(names)}) VALUES ({', '.join('?' * len(names))})"
+        return self._insertions[table]
+
     def _insert(self, table: str, **fields: Any) -> int:
-        row = {**self._columns[table], **fields}
-        sql = f"INSERT INTO {table} ({_names(row)}) VALUES ({', '.join('?' * len(row))})"
-        return int(self._run(sql, self._values(table, row)).lastrowid or 0)
+        values = self._values(table, {**self._columns[table], **fields})
+        return int(self._run(self._insertion(table), values).lastrowid or 0)
 
     def _update(self, table: str, row_id: int, fields: Mapping[str, Any]) -> None:
         if fields:
@@ -501,6 +524,11 @@ def _names(row: Iterable[str]) -> str:
 
 def _plain(value: Any) -> Any:
     """A value as the driver takes it: numpy scalars and wide integers become signed ints, lists and dicts JSON."""
+    kind = type(value)
+    if kind is int:
+        return value if -(1 << 63) <= value < 1 << 63 else signed(value)
+    if value is None or kind is bytes or (kind is str and value.isascii()):
+        return value
     if isinstance(value, bool | np.bool_):
         return int(value)
     if isinstance(value, int | np.integer):
