@@ -222,7 +222,7 @@ class Snapshot(Base):
     __tablename__ = "snapshot"
     id: Mapped[int] = mapped_column(primary_key=True)
     process_id: Mapped[int] = mapped_column(ForeignKey("process.id"), index=True)
-    reason: Mapped[str]  # "exit", "peak", "request", "exec"
+    reason: Mapped[str]  # "start" (maps and smaps' sums only, no pages), "exit", "peak", "request", "exec"
     time_ns: Mapped[int]
     seq: Mapped[int]
     rss_bytes: Mapped[int]  # smaps: the sum of Rss
