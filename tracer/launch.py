@@ -236,7 +236,9 @@ class _Run:
     # ---- collect
 
     def _collect(self, session: Session, output: Path, pid: int) -> Outcome:
-        # Imported only now: the program is already running.
+        # Imported only now: the program is already running, with its own environment. numpy's BLAS, which nothing here
+        # uses, would start a thread for each CPU.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from heapledger.store.writer import TraceWriter
         from heapledger.tracer.collect import Collector, Exit
         from heapledger.tracer.watch import WatchOptions
