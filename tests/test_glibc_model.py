@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from glibc_oracle import ENGINES, Script
@@ -277,6 +281,48 @@ def test_twenty_thousand_blocks_of_other_arenas_are_found_again() -> None:
         assert series.live_bytes[-1] == 0
         assert replay.agreement.unknown_frees == 0
         replay.check()
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+from glibc_oracle import Script
+from heapledger.analyzer.glibc import Settings, profile_for
+from heapledger.analyzer.replay import ForcedClass, Replay
+start, compiled = 0x555555560000, sys.argv[1] == "True"
+script = Script("2.36", start, compiled)
+script.replay = Replay(profile_for("2.36"), Settings(mmap_max=0), start, compiled=compiled)
+script.malloc(24, start + 0x2A0)
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINITY))
+huge = script.malloc(1 << 30, start + 0x2C0).replay
+huge.check()
+assert huge.agreement.reasons == {ForcedClass.UNBACKED: 1}, huge.agreement
+assert huge.live().requested.tolist() == [24, 1 << 30]
+"""
+
+
+@pytest.mark.parametrize("compiled", ENGINES)
+def test_no_memory_for_the_shadow_of_a_large_heap_is_a_limit_like_any_other(compiled: bool) -> None:
+    subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, str(compiled)], check=True, cwd=Path(__file__).parent)
+
+
+def test_a_copy_of_a_heap_that_has_grown_and_shrunk_is_the_same_heap() -> None:
+    for compiled in ENGINES:
+        script = Script("2.36", BREAK, compiled)
+        where = [BREAK + 0x2A0 + 0x8010 * i for i in range(200)]
+        for address in where:
+            script.malloc(0x8000, address)
+        for address in where[:0:-1]:
+            script.free(address)
+        assert script.replay.agreement.forced == 0
+        twin = script.replay.copy()
+        twin.check()
+        for name in ("start", "size", "state", "requested", "seq"):
+            assert getattr(twin.chunks(), name).tolist() == getattr(script.replay.chunks(), name).tolist()
+        script.replay = twin
+        script.malloc(0x8000, where[1]).malloc(0x300000 - 0x100, 0x7F0000001010)
+        assert twin.agreement.forced == 0
+        twin.check()
 
 
 @pytest.mark.parametrize("compiled", ENGINES)

@@ -21,6 +21,7 @@ PACKAGE = "heapledger.analyzer.glibc"
 #: In the order of their dependencies.
 PARTS = (
     "chunk",
+    "shadow",
     "blocks",
     "bins",
     "tcache",

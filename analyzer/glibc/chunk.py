@@ -51,6 +51,7 @@ class State:
     link: cython.int_view
     when: cython.long_view
     state: cython.byte_view
+    pages: list[Any]  # the mappings under these arrays (shadow.py)
     capacity: cython.longlong  # granules the arrays have room for
     limit: cython.longlong  # granules they may ever have
 
@@ -181,15 +182,9 @@ def lengthened(view: Any, count: int) -> Any:
 
 
 def new_state(start_break: int, page: int, limit_bytes: int) -> State:
-    """A process that has not allocated anything, with glibc's default parameters."""
+    """A process that has not allocated anything, with glibc's default parameters; still without a shadow."""
     s = State()
-    s.capacity = FIRST + 4096
     s.limit = min(limit_bytes // GRANULE_BYTES, 0x7FFFFFFF - 2 * FIRST)
-    s.head = new_ints(s.capacity)
-    s.prev = new_ints(s.capacity)
-    s.link = new_ints(s.capacity)
-    s.when = new_longs(s.capacity)
-    s.state = new_bytes(s.capacity)
     _new_place(s, start_break, page)
     _new_arena(s)
     _new_parameters(s)
@@ -214,9 +209,6 @@ def _new_arena(s: State) -> None:
     s.have_fast = False
     s.fast = new_longs(FAST_SLOTS)
     s.binmap = new_longs(4)
-    for granule in range(0, FIRST, 2):
-        s.link[granule] = granule
-        s.link[granule + 1] = granule
     s.tc_slots = 1
     s.tc_head = new_ints(TCACHE_SLOTS)
     s.tc_count = new_ints(TCACHE_SLOTS)
@@ -266,22 +258,17 @@ def _new_event(s: State) -> None:
 
 
 def clone(s: State) -> State:
-    """An independent copy: what fork does to malloc."""
+    """An independent copy: what fork does to malloc; still without a shadow."""
     t = State()
-    _clone_shadow(s, t)
+    _clone_bins(s, t)
     _clone_scalars(s, t)
     _clone_profile(s, t)
     _clone_blocks(s, t)
     return t
 
 
-def _clone_shadow(s: State, t: State) -> None:
-    t.capacity, t.limit = s.capacity, s.limit
-    t.head = lengthened(s.head, s.capacity)
-    t.prev = lengthened(s.prev, s.capacity)
-    t.link = lengthened(s.link, s.capacity)
-    t.when = lengthened(s.when, s.capacity)
-    t.state = lengthened(s.state, s.capacity)
+def _clone_bins(s: State, t: State) -> None:
+    t.limit = s.limit
     t.fast = lengthened(s.fast, FAST_SLOTS)
     t.binmap = lengthened(s.binmap, 4)
     t.tc_slots = s.tc_slots
@@ -365,24 +352,6 @@ def size_for(s: State, request: cython.longlong) -> cython.longlong:
         return 0x400000000000000
     n: cython.longlong = (request + 23) >> 4
     return n if n > MIN_CHUNK else MIN_CHUNK
-
-
-@cython.cfunc
-def reserve(s: State, granules: cython.longlong) -> cython.bint:
-    """Makes room for granules [0, granules + 4). False where that is more than the model may take."""
-    needed: cython.longlong = granules + 4
-    if needed <= s.capacity:
-        return True
-    if needed > s.limit:
-        return False
-    fresh: cython.longlong = min(s.limit, max(needed, 2 * s.capacity))
-    s.head = lengthened(s.head, fresh)
-    s.prev = lengthened(s.prev, fresh)
-    s.link = lengthened(s.link, fresh)
-    s.when = lengthened(s.when, fresh)
-    s.state = lengthened(s.state, fresh)
-    s.capacity = fresh
-    return True
 
 
 @cython.cfunc

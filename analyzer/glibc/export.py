@@ -8,12 +8,14 @@ from heapledger.analyzer.glibc import cyshim as cython
 from heapledger.analyzer.glibc.chunk import State, address_of, clone, new_longs, new_state, top_end
 from heapledger.analyzer.glibc.constants import FIRST, GRANULE_BYTES, LIVE, WHY_COUNT
 from heapledger.analyzer.glibc.options import use_profile, use_settings
+from heapledger.analyzer.glibc.shadow import copy_shadow, new_shadow
 from heapledger.analyzer.glibc.top import heap_address
 
 
 def create(profile: Any, settings: Any, start_break: int, page: int, limit_bytes: int) -> State:
     """The state of a process that starts: profile of its libc, its tunables, its break (0: not known)."""
     s = new_state(start_break, page, limit_bytes)
+    new_shadow(s)
     use_profile(s, profile)
     use_settings(s, profile, settings)
     return s
@@ -21,7 +23,9 @@ def create(profile: Any, settings: Any, start_break: int, page: int, limit_bytes
 
 def copy(s: State) -> State:
     """An independent copy."""
-    return clone(s)
+    t = clone(s)
+    copy_shadow(s, t)
+    return t
 
 
 def counters(s: State) -> dict[str, int]:

@@ -15,7 +15,6 @@ from heapledger.analyzer.glibc.chunk import (
     address_of,
     drop_live,
     make_live,
-    reserve,
     set_chunk,
     set_top,
     size_for,
@@ -45,6 +44,7 @@ from heapledger.analyzer.glibc.constants import (
     TOP,
 )
 from heapledger.analyzer.glibc.fastbin import fastbin_put, fastbin_unlink, join_top, merge_back, merge_forward
+from heapledger.analyzer.glibc.shadow import reserve
 from heapledger.analyzer.glibc.tcache import tcache_put, tcache_unlink
 from heapledger.analyzer.glibc.top import grow, shift_heap
 

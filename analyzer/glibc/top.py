@@ -6,7 +6,7 @@ Rules: ../shared/specs/glibc-malloc.md §7.
 from __future__ import annotations
 
 from heapledger.analyzer.glibc import cyshim as cython
-from heapledger.analyzer.glibc.chunk import State, address_of, note, reserve, set_chunk, set_top, top_end
+from heapledger.analyzer.glibc.chunk import State, address_of, note, set_chunk, set_top, top_end
 from heapledger.analyzer.glibc.constants import (
     ADDRESS_LIMIT_BYTES,
     CONSOLIDATION_SIZE,
@@ -22,6 +22,7 @@ from heapledger.analyzer.glibc.constants import (
     SYS_BRK_QUERY,
 )
 from heapledger.analyzer.glibc.free import free_inside
+from heapledger.analyzer.glibc.shadow import reserve
 
 
 @cython.cfunc

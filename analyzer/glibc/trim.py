@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from heapledger.analyzer.glibc import cyshim as cython
 from heapledger.analyzer.glibc.bins import bin_number
-from heapledger.analyzer.glibc.chunk import State, address_of, note, reserve, set_top, top_end
+from heapledger.analyzer.glibc.chunk import State, address_of, note, set_top, top_end
 from heapledger.analyzer.glibc.constants import ADDRESS_LIMIT_BYTES, GRANULE_BYTES, SYS_BRK, SYS_MADVISE
 from heapledger.analyzer.glibc.fastbin import consolidate
+from heapledger.analyzer.glibc.shadow import reserve
 
 
 @cython.cfunc
