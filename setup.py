@@ -4,6 +4,8 @@
   through `importlib.resources`.
 * `heapledger.analyzer.glibc._compiled`: the malloc model, the same source that also runs interpreted: the mechanism
   files are joined into one Cython module, so that calls between them are C calls.
+* `heapledger.tracer._slots` and `heapledger.store._kernels`: the inner loops of the collector, on the way from ring to
+  trace file. Where they were not built numpy does the same, at a third of the speed.
 """
 
 from __future__ import annotations
@@ -33,6 +35,11 @@ def cython_extensions() -> list[Extension]:
             subprocess.run([os.sys.executable, str(script)], check=True)  # type: ignore[attr-defined]
             source = os.path.relpath(ROOT / folder / "_compiled.py", ROOT)
             extensions.append(Extension(module, [source], extra_compile_args=["-O3", "-Wno-sign-compare"]))
+    for source, module in (
+        ("src/heapledger/store/_kernels.pyx", "heapledger.store._kernels"),
+        ("tracer/_slots.pyx", "heapledger.tracer._slots"),
+    ):
+        extensions.append(Extension(module, [source], extra_compile_args=["-O3"]))
     return list(cythonize(extensions, language_level=3, include_path=[str(ROOT / "src")])) if extensions else []
 
 

@@ -187,3 +187,25 @@ def test_a_block_cannot_claim_more_events_than_a_block_has() -> None:
     column = signed_column("time", "time.plain.0", 0, b"", 10**12)
     with pytest.raises(TraceError, match="claims"):
         blocks.decode_block(10**12, {"time": column}, [])
+
+
+@pytest.mark.skipif(blocks._kernels is None, reason="the compiled encoder was not built")
+@given(
+    any_events(),
+    st.sampled_from(sorted(COLUMNS)),
+    st.sampled_from(["time", "split"]),
+    st.sampled_from(blocks._TRANSFORMS),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_compiled_encoder_writes_what_numpy_writes(events: Events, name: str, order: str, transform: str) -> None:
+    context = blocks.context_of(events)
+    compiled = blocks._encode_compiled(name, context, order, transform)
+    assert compiled == blocks._encode_by_numpy(name, context, order, transform)
+
+
+def test_stacks_keep_the_order_that_was_smaller_for_a_few_blocks() -> None:
+    encoder, events = blocks.Encoder(), heap_like(20_000)
+    sizes = [len(encoder.encode(events)["stack"].data) for _ in range(3)]
+    context = blocks.context_of(events)
+    both = [len(blocks.encode_column("stack", context, order, "plain").data) for order in ("split", "time")]
+    assert sizes == [min(both)] * 3

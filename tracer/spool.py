@@ -19,6 +19,11 @@ import numpy.typing as npt
 from heapledger.errors import SpoolError
 from heapledger.store.events import Kind
 
+try:
+    from heapledger.tracer import _slots
+except ImportError:  # it was not built here: numpy does it
+    _slots = None  # type: ignore[assignment]
+
 U64 = npt.NDArray[np.uint64]
 U32 = npt.NDArray[np.uint32]
 Bools = npt.NDArray[np.bool_]
@@ -209,6 +214,31 @@ def decode(slots: U64, carry: Carry, open_slots: Bools | None = None) -> Decoded
 
     `open_slots` marks calls that were never seen to return: they get seq_exit 0 and no result.
     """
+    if _slots is not None and (open_slots is None or not open_slots.any()):
+        decoded = _decode_compiled(slots, carry)
+        if decoded is not None:
+            return decoded
+    return _decode_any(slots, carry, open_slots)
+
+
+def _decode_compiled(slots: U64, carry: Carry) -> Decoded | None:
+    """None where a slot is not an ordinary one."""
+    assert _slots is not None
+    room = len(slots)
+    kind, stack, wide = np.empty(room, np.uint8), np.empty(room, np.uint32), np.empty((8, room), np.uint64)
+    carried = np.array((carry.tick, carry.seq), np.uint64)
+    count = _slots.decode(slots, _KNOWN.view(np.uint8), _HAS_WORD.view(np.uint8), carried, kind, wide, stack)
+    if count < 0:
+        return None
+    carry.tick, carry.seq = carried.tolist()
+    if count == 0:
+        return _nothing()
+    tick, seq, seq_exit, addr, size, arg, arg2, word = wide[:, :count]
+    return Decoded(kind[:count], tick, seq, seq_exit, addr, size, arg, arg2, word, stack[:count])
+
+
+def _decode_any(slots: U64, carry: Carry, open_slots: Bools | None = None) -> Decoded:
+    """`decode`, whatever the slots are."""
     w0 = slots[:, 0]
     kinds = (w0 & np.uint64(63)).astype(np.uint8)
     if len(kinds) and int(kinds.max()) < KIND_TIME:
@@ -477,6 +507,13 @@ class Ring(_Page):
         """
         self._left_open = [at for at in self._left_open if self._is_open(at)]
         self.set("tail", self._left_open[0] if self._left_open else self.position)
+
+    def give_back(self) -> None:
+        """The owner is dead and everything was taken: another thread may have the ring. (The state is stored last.)"""
+        self._left_open = []
+        self.set("tail", self.position)
+        self.set("tid", 0)
+        self.set("state", RING_FREE)
 
     def _is_open(self, at: int) -> bool:
         if self.get("head") - at > self.capacity * 3 // 4:

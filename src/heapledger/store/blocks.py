@@ -32,6 +32,11 @@ from heapledger.store import planes
 from heapledger.store.events import COLUMNS, Events, Kind
 from heapledger.store.planes import U64, unzigzag, zigzag
 
+try:
+    from heapledger.store import _kernels
+except ImportError:  # it was not built here: numpy does it
+    _kernels = None  # type: ignore[assignment]
+
 #: Events a block; the writer fills blocks up to it and the reader refuses larger ones.
 BLOCK_EVENTS = 65_536
 
@@ -64,6 +69,9 @@ _COMPARE_EVERY = 8
 #: Kinds with a request and a result: the "allocations" of the `split` order.
 _IS_ALLOCATION = np.zeros(256, np.bool_)
 _IS_ALLOCATION[[Kind.MALLOC, Kind.CALLOC, Kind.REALLOC, Kind.MEMALIGN, Kind.VALLOC, Kind.PVALLOC]] = True
+
+#: In the order of the numbers in _kernels.pyx.
+_TRANSFORMS = ("plain", "delta", "second", "exit", "chunk")
 
 _ONE = np.uint64(1)
 _WIDTHS = {str(width): width for width in range(9)}
@@ -141,12 +149,28 @@ _DECODE: dict[str, Callable[[U64, _Context], U64]] = {
 
 def encode_column(name: str, context: _Context, order: str, transform: str) -> Column:
     """One column with a given codec; `context` holds all columns of the block as u64."""
+    encode = _encode_by_numpy if _kernels is None else _encode_compiled
+    width, planes_of = encode(name, context, order, transform)
+    data = planes.compress(planes_of, _LEVELS.get(name, planes.LEVEL)) if width else b""
+    codec = f"{order}.{transform}.{width}"
+    return Column(codec, width * context.count, checksum(name, codec, context.count, data), data)
+
+
+def _encode_by_numpy(name: str, context: _Context, order: str, transform: str) -> tuple[int, bytes]:
+    """(width, byte planes) of a column."""
     residual = _ENCODE[transform](context.columns[name], context)
     if order == "split":
         residual = residual[context.split]
-    width, data = planes.pack(residual, _LEVELS.get(name, planes.LEVEL))
-    codec = f"{order}.{transform}.{width}"
-    return Column(codec, width * context.count, checksum(name, codec, context.count, data), data)
+    width = planes.width_of(residual)
+    return width, planes.split(residual, width) if width else b""
+
+
+def _encode_compiled(name: str, context: _Context, order: str, transform: str) -> tuple[int, bytes]:
+    """The same."""
+    assert _kernels is not None
+    columns, number = context.columns, _TRANSFORMS.index(transform)
+    mask = context.allocation.view(np.uint8)
+    return _kernels.encode(columns[name], columns["seq"], columns["size"], mask, number, order == "split")
 
 
 def context_of(events: Events) -> _Context:

@@ -136,10 +136,10 @@ def _what(kind: str, plain: bool) -> str:
 
 @contextlib.contextmanager
 def damage_is_a_trace_error(path: Path) -> Iterator[None]:
-    """SQLite's complaints about a file become one line."""
+    """SQLite's complaints about a file become one line. (It quotes what it found: that need not be text.)"""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise TraceError(f"{str(path)!r} is damaged ({one_line(error)})") from error
 
 

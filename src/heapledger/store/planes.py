@@ -92,10 +92,10 @@ def decompress(data: bytes, size: int) -> bytes:
         raise TraceError(f"a compressed block cannot be opened ({error})") from error
 
 
-def pack(values: U64, level: int = LEVEL) -> tuple[int, bytes]:
+def pack(values: U64) -> tuple[int, bytes]:
     """(width, compressed planes). Width 0 has no data: all values are 0."""
     width = width_of(values)
-    return width, compress(split(values, width), level) if width else b""
+    return width, compress(split(values, width)) if width else b""
 
 
 def unpack(data: bytes, width: int, count: int) -> U64:

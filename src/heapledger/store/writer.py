@@ -189,16 +189,19 @@ class TraceWriter:
 
     def add_threads(self, process_id: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds threads, or changes the given fields of those whose `number` is known."""
+        by_fields: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+        for row in rows:
+            by_fields.setdefault(tuple(row), []).append({"process_id": process_id, **row})
         with self._guard():
-            for row in rows:
-                self._upsert("thread", ("process_id", "number"), {"process_id": process_id, **row})
+            for alike in by_fields.values():
+                self._upsert("thread", ("process_id", "number"), alike)
 
     def add_modules(self, process_id: int, rows: Iterable[Mapping[str, Any]]) -> dict[int, int]:
         """Adds modules, or changes the given fields of those whose `number` is known. Returns number → module id."""
         with self._guard():
             numbers = []
             for row in rows:
-                self._upsert("module", ("process_id", "number"), {"process_id": process_id, **row})
+                self._upsert("module", ("process_id", "number"), [{"process_id": process_id, **row}])
                 numbers.append(int(row["number"]))
             known = dict(self._run("SELECT number, id FROM module WHERE process_id = ?", (process_id,)).fetchall())
             return {number: known[number] for number in numbers}
@@ -492,14 +495,14 @@ class TraceWriter:
             sets = ", ".join(f'"{name}" = ?' for name in fields)
             self._run(f"UPDATE {table} SET {sets} WHERE id = ?", [*self._values(table, fields), row_id])
 
-    def _upsert(self, table: str, keys: tuple[str, ...], fields: Mapping[str, Any]) -> None:
-        row = {**self._columns[table], **fields}
-        sets = ", ".join(f'"{name}" = excluded."{name}"' for name in fields)
-        sql = (
-            f"INSERT INTO {table} ({_names(row)}) VALUES ({', '.join('?' * len(row))})"
-            f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {sets}"
+    def _upsert(self, table: str, keys: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows that give the same fields; of a row that is there already, only these are changed."""
+        sets = ", ".join(f'"{name}" = excluded."{name}"' for name in rows[0])
+        values = [self._values(table, {**self._columns[table], **row}) for row in rows]
+        self._begin()
+        self._connection.executemany(
+            f"{self._insertion(table)} ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {sets}", values
         )
-        self._run(sql, self._values(table, row))
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
