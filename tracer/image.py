@@ -45,7 +45,6 @@ class _ThreadState:
     number: int
     tid: int
     ring: spool.Ring
-    generation: int
     named_ns: int = 0
     row: dict[str, Any] = field(default_factory=dict)
 
@@ -82,7 +81,8 @@ class Image:
         )
         self.process_id = 0
         self.rings: dict[int, spool.Ring] = {}
-        self.threads: dict[int, _ThreadState] = {}
+        self.threads: dict[int, _ThreadState] = {}  # those that own a ring, by number
+        self._changed_threads: dict[int, dict[str, Any]] = {}  # rows to be written
         self.nodes = spool.Nodes(folder)
         self.log = spool.Log(folder / "log")
         self.module_ids = np.zeros(1, np.int64)  # by the node's `module` field: 0 is unknown
@@ -188,6 +188,9 @@ class Image:
                 ring.release()
             if ring.floor is not None:
                 floors.append(ring.floor)
+        if not final:
+            self._free_left_rings()
+        self._write_threads()
         self.read_log()
         self._drain_nodes(final)
         # All of a dead process is there: only rings that were not read to their end hold something back.
@@ -270,12 +273,10 @@ class Image:
     # ---- threads
 
     def _note_thread(self, ring: spool.Ring, number: int, events: Events) -> None:
-        generation = ring.get("generation")
         state = self.threads.get(number)
         if state is None:
-            state = _ThreadState(number, ring.get("tid"), ring, generation)
+            state = _ThreadState(number, ring.get("tid"), ring)
             self.threads[number] = state
-            first = int(events.time[0])
             state.row = {
                 "number": number,
                 "tid": state.tid,
@@ -283,46 +284,61 @@ class Image:
                 "thread_pointer": ring.get("thread_pointer"),
                 "stack_low": ring.get("stack_low"),
                 "stack_high": ring.get("stack_high"),
-                "start_ns": first,
+                "start_ns": int(events.time[0]),
                 "end_ns": None,
             }
-            self.writer.add_threads(self.process_id, [state.row])
-        elif state.ring.get("thread") == number and time.monotonic_ns() - state.named_ns > NAME_NS:
+            self._changed_threads[number] = state.row
+        elif ring.get("state") == spool.RING_OWNED and time.monotonic_ns() - state.named_ns > NAME_NS:
             self._refresh_thread(state)
         ended = events.kind == Kind.THREAD_END
         if ended.any():
             state.row["end_ns"] = int(events.time[np.flatnonzero(ended)[-1]])
-            self.writer.add_threads(self.process_id, [{"number": number, "end_ns": state.row["end_ns"]}])
+            self._changed_threads[number] = state.row
+
+    def _write_threads(self) -> None:
+        if self._changed_threads and self.process_id:
+            self.writer.add_threads(self.process_id, self._changed_threads.values())
+            self._changed_threads = {}
 
     def refresh_threads(self) -> None:
-        """Names may change after the first event; rings of threads that are gone go back to the shim."""
+        """Names may change after the first event; rings of threads that ended without a word go back to the shim."""
         for state in list(self.threads.values()):
-            ring = state.ring
-            if ring.get("generation") == state.generation and ring.get("thread") == state.number:
-                self._refresh_thread(state)
+            self._refresh_thread(state)
+        self._write_threads()
 
     def _refresh_thread(self, state: _ThreadState) -> None:
         state.named_ns = time.monotonic_ns()
         name = _comm(self.pid, state.tid)
         if name is None:
-            self._free_ring(state)
+            if Path(f"/proc/{self.pid}").exists():
+                self._free_ring(state)
         elif name != state.row["name"]:
             state.row["name"] = name
-            self.writer.add_threads(self.process_id, [{"number": state.number, "name": name}])
+            self._changed_threads[state.number] = state.row
+
+    def _free_left_rings(self) -> None:
+        """Rings whose owners said goodbye and are dead now, at once: a program may start thousands of threads."""
+        left = [state for state in self.threads.values() if state.ring.get("state") == spool.RING_LEFT]
+        if not left:
+            return
+        try:
+            alive = set(os.listdir(f"/proc/{self.pid}/task"))
+        except OSError:
+            return
+        for state in left:
+            if str(state.tid) not in alive:
+                self._free_ring(state)
 
     def _free_ring(self, state: _ThreadState) -> None:
         """Gives the ring of a dead thread back, once it is drained. A dead owner cannot write any more."""
         ring = state.ring
-        if not Path(f"/proc/{self.pid}").exists() or Path(f"/proc/{self.pid}/task/{state.tid}").exists():
-            return
-        if ring.get("state") == spool.RING_FREE or ring.backlog():
+        if ring.backlog():
             return
         if state.row["end_ns"] is None:
             state.row["end_ns"] = max(self.last_ns, state.row["start_ns"])
-            self.writer.add_threads(self.process_id, [{"number": state.number, "end_ns": state.row["end_ns"]}])
-        ring.set("tail", ring.position)
-        ring.set("tid", 0)
-        ring.set("state", spool.RING_FREE)
+            self._changed_threads[state.number] = state.row
+        ring.give_back()
+        del self.threads[state.number]
 
     # ---- the log
 
