@@ -48,7 +48,9 @@
     X(int, execvp, (const char *, char *const *))                                                                      \
     X(int, execvpe, (const char *, char *const *, char *const *))                                                      \
     X(int, fexecve, (int, char *const *, char *const *))                                                               \
-    X(int, execveat, (int, const char *, char *const *, char *const *, int))
+    X(int, execveat, (int, const char *, char *const *, char *const *, int))                                           \
+    X(int, prctl, (int, ...))                                                                                          \
+    X(long, syscall, (long, ...))
 
 struct hl_real {
 #define X(result, name, parameters) result (*name) parameters;

@@ -22,7 +22,7 @@ struct hl_control *hl_control_page;
 /* The image this memory belonged to last: survives fork, so that a child knows its parent. Plain memory. */
 static struct {
     struct hl_control *control;
-    uint32_t number;
+    uint32_t pid, number; /* of its folder */
 } last_image;
 
 /* The parent's counter at a fork in progress on this thread; 0 outside of fork(). */
@@ -102,7 +102,7 @@ static void settings_read(void)
 
 struct parent {
     bool exists, over;
-    uint32_t number;
+    uint32_t pid, number;
     uint64_t seq;
 };
 
@@ -113,7 +113,7 @@ static void control_fill(struct hl_control *c, uint64_t start_break, const struc
     __builtin_memcpy(c->magic, HL_MAGIC_CONTROL, 8);
     c->version = 1;
     c->pid = (uint32_t)hl_image->pid;
-    c->ppid = (uint32_t)host_call0(SYS_getppid);
+    c->ppid = parent->exists ? parent->pid : (uint32_t)host_call0(SYS_getppid);
     c->parent_image = parent->number;
     c->fork_seq = parent->seq;
     c->start_break = start_break;
@@ -168,6 +168,7 @@ static struct parent parent_take(void)
     if (!last_image.control)
         return p;
     p.exists = true;
+    p.pid = last_image.pid;
     p.number = last_image.number;
     p.seq = fork_seq ? fork_seq : last_image.control->seq;
     p.over = last_image.control->state >= HL_ENDED;
@@ -195,6 +196,7 @@ static bool image_make(void)
     control_fill(control, start_break, &parent);
     hl_control_page = control;
     last_image.control = control;
+    last_image.pid = (uint32_t)hl_image->pid;
     last_image.number = hl_image->number;
     if (!parent.exists)
         (void)stack_init(hl_settings.depth); /* without memory for it every stack is 0 */
@@ -270,6 +272,23 @@ void image_stop(enum hl_stop reason, int error, const char *text)
         host_complain(line);
     }
     host_signals_restore(&signals);
+}
+
+/* What an exec finds in the environment makes it start without us. In place: the text is the program's own, on its stack. */
+static void environment_disable(void)
+{
+    for (char **e = host_environment(); e && *e; e++) {
+        const char *value = after_prefix(*e, "HEAPLEDGER_SPOOL=");
+        if (value)
+            (*e)[value - *e] = 0;
+    }
+}
+
+void image_confine(void)
+{
+    environment_disable();
+    hl_settings.enabled = false;
+    image_stop(HL_STOP_CONFINED, 0, "the program forbids itself (seccomp) what that needs");
 }
 
 /* ---- the end ---- */

@@ -52,6 +52,12 @@ bool image_start(void);
 /* Stops recording for good: state, reason, a line in the log and one on stderr. The program runs on. */
 void image_stop(enum hl_stop reason, int error, const char *text);
 
+/*
+ * The program is about to forbid itself what we need, on pain of death: recording stops, and from here on the shim makes no
+ * system call any more, in this process, its fork children and what they exec.
+ */
+void image_confine(void);
+
 /* True in a vfork child, which runs in its parent's memory: nothing may be held or ended there. */
 bool image_is_borrowed(void);
 

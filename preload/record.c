@@ -133,6 +133,14 @@ static void thread_announce(struct hl_thread *t)
     record_instant(HL_THREAD_START, 1, &v);
 }
 
+static void ring_failed(int error)
+{
+    if (error == EACCES || error == EPERM)
+        image_stop(HL_STOP_DENIED, error, "the program changed its user, and the spool is not that user's");
+    else
+        image_stop(error == ENOMEM ? HL_STOP_NO_MEMORY : HL_STOP_NO_SPACE, error, "no room for a thread's ring");
+}
+
 static struct hl_thread *thread_take(void)
 {
     int error = 0;
@@ -148,7 +156,7 @@ static struct hl_thread *thread_take(void)
     }
     guard_leave(&g);
     if (error)
-        image_stop(error == ENOMEM ? HL_STOP_NO_MEMORY : HL_STOP_NO_SPACE, error, "no room for a thread's ring");
+        ring_failed(error);
     return t;
 }
 

@@ -86,13 +86,17 @@ enum hl_state {
     HL_STOPPED  = 4   /* recording stopped while the program runs on: see stop_reason */
 };
 
-enum hl_stop { HL_STOP_NONE = 0, HL_STOP_NO_SPACE = 1, HL_STOP_NO_MEMORY = 2, HL_STOP_COLLECTOR_GONE = 3, HL_STOP_TOLD = 4 };
+enum hl_stop {
+    HL_STOP_NONE = 0, HL_STOP_NO_SPACE = 1, HL_STOP_NO_MEMORY = 2, HL_STOP_COLLECTOR_GONE = 3, HL_STOP_TOLD = 4,
+    HL_STOP_CONFINED = 5, /* seccomp would kill the program for our system calls */
+    HL_STOP_DENIED = 6    /* the spool is not this user's any more */
+};
 
 struct hl_control {
     char magic[8];              /*   0 */
     uint32_t version;           /*   8  1 */
     uint32_t pid;               /*  12  as the process sees itself; the folder's name has the same number */
-    uint32_t ppid;              /*  16 */
+    uint32_t ppid;              /*  16  fork child: the pid in the name of the parent's folder (the parent may be gone); else getppid */
     uint32_t parent_image;      /*  20  N of the parent's folder, for a fork child; else all ones */
     uint64_t fork_seq;          /*  24  fork child: the parent's counter at the fork; else 0 */
     uint64_t start_break;       /*  32  sbrk(0) before the first recorded call */

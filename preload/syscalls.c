@@ -5,6 +5,10 @@
 #include <sys/mman.h>
 
 #include "hooks.h"
+#include "image.h"
+
+/* Nothing is walked, and no memory made for it, where nothing is recorded. */
+#define STACK (image_start() ? CALLER_STACK : 0)
 
 #define SIGNED(x) ((uint64_t)(int64_t)(x))
 
@@ -19,7 +23,7 @@ HL_EXPORT void *mmap(void *hint, size_t length, int prot, int flags, int fd, off
     struct hl_event event;
     struct hl_values v = {.size = length, .arg = (uint64_t)hint, .word = (uint64_t)offset,
                           .arg2 = (uint64_t)(uint32_t)prot + ((uint64_t)(uint32_t)flags << 16)};
-    bool recorded = record_call_begin(&event, HL_MMAP, 2, CALLER_STACK, CALLER_SP, &v);
+    bool recorded = record_call_begin(&event, HL_MMAP, 2, STACK, CALLER_SP, &v);
     void *result = REAL(mmap)(hint, length, prot, flags, fd, offset);
     v.addr = (uint64_t)result;
     if (recorded)
@@ -51,7 +55,7 @@ HL_EXPORT void *mremap(void *old, size_t old_length, size_t length, int flags, .
     va_end(more);
     struct hl_event event;
     struct hl_values v = {.size = length, .arg = (uint64_t)old, .arg2 = (uint64_t)(uint32_t)flags, .word = old_length};
-    bool recorded = record_call_begin(&event, HL_MREMAP, 2, CALLER_STACK, CALLER_SP, &v);
+    bool recorded = record_call_begin(&event, HL_MREMAP, 2, STACK, CALLER_SP, &v);
     void *result = REAL(mremap)(old, old_length, length, flags, wanted);
     v.addr = (uint64_t)result;
     if (recorded)
@@ -87,7 +91,7 @@ HL_EXPORT int brk(void *wanted)
 {
     struct hl_event event;
     struct hl_values v = {.arg = (uint64_t)wanted};
-    bool recorded = record_call_begin(&event, HL_BRK, 1, CALLER_STACK, CALLER_SP, &v);
+    bool recorded = record_call_begin(&event, HL_BRK, 1, STACK, CALLER_SP, &v);
     int result = REAL(brk)(wanted);
     v.addr = break_now();
     if (recorded)
@@ -99,7 +103,7 @@ HL_EXPORT void *sbrk(intptr_t increment)
 {
     struct hl_event event;
     struct hl_values v = {.size = SIGNED(increment)};
-    bool recorded = record_call_begin(&event, HL_SBRK, 1, CALLER_STACK, CALLER_SP, &v);
+    bool recorded = record_call_begin(&event, HL_SBRK, 1, STACK, CALLER_SP, &v);
     void *result = REAL(sbrk)(increment);
     v.addr = (uint64_t)result;
     if (recorded)

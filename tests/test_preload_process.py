@@ -48,6 +48,13 @@ def test_a_fork_child_gets_an_image_of_its_own_that_names_its_parent(shim: Shim,
         image.check()
 
 
+def test_a_child_names_its_parent_also_when_that_is_dead(shim: Shim, native: Native) -> None:  # noqa: F811
+    run = shim.run(native("shim_orphan.c"))
+    assert (run.code, run.stdout) == (4, b"orphan\n")
+    (child,) = run.children
+    assert f"{child.get('ppid')}.{child.get('parent_image')}" == run.first.name
+
+
 def test_a_child_of_a_raw_clone_never_writes_into_its_parents_rings(shim: Shim, program: Path) -> None:  # noqa: F811
     run = shim.run(program, "rawfork")
     parent, (child,) = run.first, run.children

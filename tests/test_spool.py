@@ -101,7 +101,7 @@ def test_the_numbers_are_those_of_the_c_header(tmp_path: Path) -> None:
     states = [numbers[f"HL_{name}"] for name in ("STARTING", "RUNNING", "HOLDING", "ENDED", "STOPPED")]
     assert states == [spool.STARTING, spool.RUNNING, spool.HOLDING, spool.ENDED, spool.STOPPED]
     assert [numbers[f"HL_RING_{n}"] for n in ("FREE", "OWNED", "LEFT")] == [0, 1, 2]
-    assert len(spool.STOP_REASONS) == 1 + numbers["HL_STOP_TOLD"]
+    assert len(spool.STOP_REASONS) == 1 + numbers["HL_STOP_DENIED"]
     for name in ("SPAN_LATE", "EXCESS_LATE", "AUX_EXT", "SIZE_EXT", "SEGMENT_NODES", "PAGE", "IP_CUT", "IP_LOST"):
         assert numbers[f"HL_{name}"] == getattr(spool, name), name
     for struct_name, fields in (("hl_control", spool.CONTROL_FIELDS), ("hl_ring", spool.RING_FIELDS)):

@@ -41,7 +41,15 @@ SIZE_EXT = 0xFFFFFFFFFFFF
 KIND_TIME, KIND_LATE, KIND_EXT = 61, 62, 63
 
 STARTING, RUNNING, HOLDING, ENDED, STOPPED = range(5)
-STOP_REASONS = ("", "no space left for the spool", "no memory left", "the collector was gone", "told to stop")
+STOP_REASONS = (
+    "",
+    "no space left for the spool",
+    "no memory left",
+    "the collector was gone",
+    "told to stop",
+    "the program forbade itself (seccomp) the system calls of recording",
+    "the program changed its user, and the spool is not that user's",
+)
 RING_FREE, RING_OWNED, RING_LEFT = range(3)
 IP_CUT, IP_LOST = 1, 2
 EXIT_HOW = ("exit", "_exit", "quick_exit", "exec")
