@@ -217,7 +217,7 @@ class _Run:
         preload = {"hold_ms": int(self.options.hold * 1000), "ring_slots": self.options.ring_slots}
         settings = {**preload, "depth": self.options.depth, "quiet": int(self.options.quiet)}
         variables = environment.for_target(
-            os.environ,
+            environment.of_caller(),
             library=_library_for(self.spool),
             spool=self.spool,
             options={name: str(value) for name, value in settings.items()},

@@ -1,0 +1,97 @@
+"""Programs of every kind behave under heapledger as they do alone: the same output, errors and exit status.
+
+What is compared is what a user would see: bytes and status. Where a program is single-threaded its trace has to be
+exact as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Native = Callable[..., Path]
+HEAPLEDGER = [sys.executable, "-m", "heapledger"]
+
+
+@dataclass
+class Both:
+    """A command's result alone and under heapledger, and the trace of the latter."""
+
+    plain: subprocess.CompletedProcess[bytes]
+    traced: subprocess.CompletedProcess[bytes]
+    trace: Path
+
+    def check_same(self) -> None:
+        alone, ours = self.plain, self.traced
+        assert (ours.returncode, ours.stdout, ours.stderr) == (alone.returncode, alone.stdout, alone.stderr)
+
+    def verify(self) -> dict[str, Any]:
+        found = subprocess.run(
+            [*HEAPLEDGER, "verify", self.trace, "--format", "json"], capture_output=True, check=False
+        )
+        assert found.returncode == 0, found.stderr
+        return dict(json.loads(found.stdout))
+
+    def check_exact(self, *, processes: int = 1) -> None:
+        """Every address predicted, nothing lost, every page owned."""
+        found = self.verify()
+        assert found["lost"] == 0
+        assert len(found["processes"]) == processes
+        assert found["addresses"]["predicted"] > 0
+        assert found["addresses"]["exact"] == found["addresses"]["predicted"], json.dumps(found, indent=1)[:4000]
+        assert found["maps"]["exact"] == found["maps"]["compared"]
+        assert found["rss"]["ledger_bytes"] == found["rss"]["kernel_bytes"]
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Callable[..., Both]:
+    """`both(argv)` runs a command alone and then traced, each in an empty folder of the same path."""
+
+    def run(
+        argv: list[str], *, env: Mapping[str, str] | None = None, stdin: bytes = b"", options: tuple[str, ...] = ()
+    ) -> Both:
+        if shutil.which(argv[0]) is None:
+            pytest.skip(f"{argv[0]} is not installed")
+        trace = tmp_path / "trace.heapledger"
+        folder = tmp_path / "work"
+        ours = [*HEAPLEDGER, "run", "-q", "--no-symbols", *options, "-o", str(trace), "--"]
+        results = []
+        for command in (argv, [*ours, *argv]):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            settings: dict[str, Any] = {"cwd": folder, "env": os.environ if env is None else env, "input": stdin}
+            results.append(subprocess.run(command, capture_output=True, timeout=60, check=False, **settings))
+        return Both(results[0], results[1], trace)
+
+    return run
+
+
+# ---- the environment
+
+
+def of_ours(variables: bytes) -> bytes:
+    """`env`'s output without the three variables that the shim needs."""
+    names = (b"LD_PRELOAD=", b"HEAPLEDGER_SPOOL=", b"HEAPLEDGER_OPTIONS=")
+    return b"".join(line for line in variables.splitlines(keepends=True) if not line.startswith(names))
+
+
+@pytest.mark.parametrize(
+    "env", [{}, {"PATH": "/usr/bin:/bin"}, {"LC_CTYPE": "C.UTF-8", "A": "b=c"}, {"LANG": "C", "X": "\udcff"}]
+)
+def test_the_environment_gains_our_three_variables_and_nothing_else(
+    both: Callable[..., Both], env: dict[str, str]
+) -> None:
+    """Python in the C locale adds an LC_CTYPE of its own: sort, ls and gcc would write other bytes."""
+    ran = both(["/usr/bin/env"], env=env)
+    assert (ran.traced.returncode, ran.traced.stderr) == (0, b"")
+    assert of_ours(ran.traced.stdout) == ran.plain.stdout
+    assert ran.traced.stdout.count(b"\n") == len(env) + 3
