@@ -397,3 +397,23 @@ def test_starting_costs_little(trace: Path) -> None:
     run(trace, "true", options=("-q",))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_thousands_of_short_threads_share_rings_and_lose_nothing(native: Native, trace: Path, at_once: int) -> None:
+    program, threads, ring_bytes = native("run_short_threads.c", "-pthread"), 10_000, 68 << 10
+    result = run(trace, str(program), str(threads), str(at_once))
+    assert result.returncode == 0, result.stderr
+    with Trace(trace) as opened:
+        check_complete(opened)
+        process = opened.process()
+        events = all_events(opened, process)
+        rows = opened.threads(process.id)
+        # Each would have made a ring of its own, of 68 KiB from the 129th on.
+        assert opened.session.collector["spool_bytes"] < threads * ring_bytes / 2
+    assert len(rows) == threads + 1
+    assert all(row.end_ns is not None and row.end_ns >= row.start_ns for row in rows if row.number > 0)
+    own = (events.kind == Kind.MALLOC) & (events.size >= 100) & (events.size < 120)
+    for chosen, each in ((own, 20), (events.kind == Kind.THREAD_START, 1), (events.kind == Kind.THREAD_END, 1)):
+        counts = np.bincount(events.thread[chosen], minlength=threads + 1)[1:]
+        assert np.array_equal(counts, np.full(threads, each))

@@ -15,7 +15,7 @@ import ctypes
 import os
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from heapledger.tracer.resolve import Addresses
 
 #: Events kept back for a ring that is stalled; beyond it the stalled call is taken as it stands (73 bytes each).
 MAX_PENDING = 400_000
+#: Rings of dead threads that are emptied in one round, and slots taken from them at once (32 bytes each).
+MAX_RESTS, MAX_REST_SLOTS = 1000, 2 * spool.MAX_READ
 #: The name of a thread that records is looked at this often (ns).
 NAME_NS = 5_000_000
 _FUTEX_WAKE = 1
@@ -47,6 +49,15 @@ class _ThreadState:
     ring: spool.Ring
     named_ns: int = 0
     row: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Rest:
+    """The last slots of a thread that has ended; its ring may be somebody else's by now."""
+
+    row: dict[str, Any]
+    slots: spool.U64
+    carry: spool.Carry
 
 
 @dataclass(slots=True)
@@ -177,7 +188,11 @@ class Image:
         floors: list[int] = []
         crowded = sum(map(len, self._pending)) > MAX_PENDING
         patience = 0 if crowded else 100_000_000
+        left = [] if final else self._take_left_rings()
         for ring in self.rings.values():
+            if not final and ring.get("state") == spool.RING_FREE:
+                ring.floor = None
+                continue  # whoever takes it from now on gets numbers from `limit` on
             before = ring.position
             decoded = ring.read(now_ns, final=final, patience_ns=patience)
             if decoded is not None and len(decoded):
@@ -188,8 +203,11 @@ class Image:
                 ring.release()
             if ring.floor is not None:
                 floors.append(ring.floor)
-        if not final:
-            self._free_left_rings()
+        for done, rest in enumerate(left):  # it grows
+            taken += len(rest.slots)
+            self._decode_rest(rest, fresh)
+            if done % 32 == 31 and len(left) < MAX_RESTS:
+                left += self._take_left_rings()
         self._write_threads()
         self.read_log()
         self._drain_nodes(final)
@@ -211,8 +229,13 @@ class Image:
     def _events_of(self, ring: spool.Ring, decoded: spool.Decoded) -> Events:
         """The decoded slots as events of the ring's thread. The header was written before the slots."""
         number = ring.get("thread")
+        events = self._as_events(number, decoded)
+        self._note_thread(ring, number, events)
+        return events
+
+    def _as_events(self, number: int, decoded: spool.Decoded) -> Events:
         count = len(decoded)
-        events = Events(
+        return Events(
             kind=decoded.kind,
             thread=np.full(count, number, np.uint32),
             time=self.clock.times(decoded.tick),
@@ -225,8 +248,44 @@ class Image:
             word=decoded.word,
             stack=decoded.stack,
         )
-        self._note_thread(ring, number, events)
-        return events
+
+    # ---- rings of threads that have ended
+
+    def _take_left_rings(self) -> list[_Rest]:
+        """What is left in rings whose owners said goodbye and are dead now. The rings go back at once, before anything
+        is decoded: a program may start a thread every 50 µs, and each would make a ring of its own."""
+        alive: set[str] | None = None
+        found: list[_Rest] = []
+        slots_taken = 0
+        for ring in self.rings.values():
+            if ring.get("state") != spool.RING_LEFT or slots_taken > MAX_REST_SLOTS:
+                continue
+            if alive is None:
+                try:
+                    alive = set(os.listdir(f"/proc/{self.pid}/task"))
+                except OSError:
+                    break
+            if str(ring.get("tid")) in alive or (slots := ring.take_rest()) is None:
+                continue
+            slots_taken += len(slots)
+            found.append(_Rest(_header(ring), slots, replace(ring.carry)))
+            ring.give_back()
+        return found
+
+    def _decode_rest(self, rest: _Rest, fresh: list[Events]) -> None:
+        number = rest.row["number"]
+        state = self.threads.pop(number, None)
+        row = rest.row if state is None else state.row
+        if len(rest.slots):
+            decoded = spool.decode(rest.slots, rest.carry)
+            self.damaged += decoded.damaged
+            if len(decoded):
+                events = self._as_events(number, decoded)
+                fresh.append(events)
+                _note_times(row, events)
+        if row["start_ns"] is not None:
+            row["end_ns"] = row["end_ns"] or max(self.last_ns, row["start_ns"])
+            self._changed_threads[number] = row
 
     def _emit(self, fresh: list[Events], limit: int | None) -> None:
         """Writes the events below `limit` (None: all) in order of seq; the others wait."""
@@ -275,24 +334,12 @@ class Image:
     def _note_thread(self, ring: spool.Ring, number: int, events: Events) -> None:
         state = self.threads.get(number)
         if state is None:
-            state = _ThreadState(number, ring.get("tid"), ring)
+            state = _ThreadState(number, ring.get("tid"), ring, row=_header(ring))
             self.threads[number] = state
-            state.row = {
-                "number": number,
-                "tid": state.tid,
-                "name": ring.name,
-                "thread_pointer": ring.get("thread_pointer"),
-                "stack_low": ring.get("stack_low"),
-                "stack_high": ring.get("stack_high"),
-                "start_ns": int(events.time[0]),
-                "end_ns": None,
-            }
             self._changed_threads[number] = state.row
         elif ring.get("state") == spool.RING_OWNED and time.monotonic_ns() - state.named_ns > NAME_NS:
             self._refresh_thread(state)
-        ended = events.kind == Kind.THREAD_END
-        if ended.any():
-            state.row["end_ns"] = int(events.time[np.flatnonzero(ended)[-1]])
+        if _note_times(state.row, events):
             self._changed_threads[number] = state.row
 
     def _write_threads(self) -> None:
@@ -315,19 +362,6 @@ class Image:
         elif name != state.row["name"]:
             state.row["name"] = name
             self._changed_threads[state.number] = state.row
-
-    def _free_left_rings(self) -> None:
-        """Rings whose owners said goodbye and are dead now, at once: a program may start thousands of threads."""
-        left = [state for state in self.threads.values() if state.ring.get("state") == spool.RING_LEFT]
-        if not left:
-            return
-        try:
-            alive = set(os.listdir(f"/proc/{self.pid}/task"))
-        except OSError:
-            return
-        for state in left:
-            if str(state.tid) not in alive:
-                self._free_ring(state)
 
     def _free_ring(self, state: _ThreadState) -> None:
         """Gives the ring of a dead thread back, once it is drained. A dead owner cannot write any more."""
@@ -419,8 +453,8 @@ class Image:
         """Lets a held process go on."""
         self.released = True
         self.control.set("release", 1)
-        word = self.control._fields["release"].ctypes.data
-        _libc.syscall(_SYS_FUTEX, ctypes.c_void_p(word), _FUTEX_WAKE, 2**31 - 1, None, None, 0)
+        word = ctypes.c_void_p(self.control.address("release"))
+        _libc.syscall(_SYS_FUTEX, word, _FUTEX_WAKE, 2**31 - 1, None, None, 0)
 
     def stop(self) -> None:
         """Tells the shim to stop recording; the program runs on."""
@@ -484,6 +518,31 @@ class Image:
         with contextlib.suppress(OSError):
             for path in self.folder.iterdir():
                 path.unlink() if not path.is_dir() else shutil.rmtree(path)
+
+
+def _header(ring: spool.Ring) -> dict[str, Any]:
+    """The row of the thread that owns a ring, as far as the ring says it."""
+    return {
+        "number": ring.get("thread"),
+        "tid": ring.get("tid"),
+        "name": ring.name,
+        "thread_pointer": ring.get("thread_pointer"),
+        "stack_low": ring.get("stack_low"),
+        "stack_high": ring.get("stack_high"),
+        "start_ns": None,
+        "end_ns": None,
+    }
+
+
+def _note_times(row: dict[str, Any], events: Events) -> bool:
+    """A thread's first event, and its end. Returns whether the row has changed."""
+    before = row["start_ns"], row["end_ns"]
+    if row["start_ns"] is None:
+        row["start_ns"] = int(events.time[0])
+    ended = events.kind == Kind.THREAD_END
+    if ended.any():
+        row["end_ns"] = int(events.time[np.flatnonzero(ended)[-1]])
+    return (row["start_ns"], row["end_ns"]) != before
 
 
 def _comm(pid: int, tid: int) -> str | None:

@@ -109,34 +109,42 @@ RING_FIELDS: dict[str, tuple[int, int, bool]] = {
     "tail": (256, 8, False),
 }
 
-_TYPES = {(4, False): "<u4", (4, True): "<i4", (8, False): "<u8"}
+_TYPES = {(4, False): "I", (4, True): "i", (8, False): "Q"}
 
 
 class _Page:
-    """Named fields over a mapped file. One numpy scalar a field: each load and store is one aligned access."""
+    """Named fields over a mapped file. Each is an item of a view of words: one aligned load or store."""
 
     def __init__(self, path: Path, magic: bytes, fields: dict[str, tuple[int, int, bool]]) -> None:
         self.path = path
-        with open(path, "r+b") as file:
+        with open(path, "r+b", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size < PAGE:
                 raise SpoolError(f"{path.name} is cut short ({size} bytes)", hint="this part of the spool is skipped")
             self.map = mmap.mmap(file.fileno(), size)
         if self.map[:8] != magic:
             raise SpoolError(f"{path.name} does not begin with {magic.decode()}", hint="is this a heapledger spool?")
-        self._fields: dict[str, npt.NDArray[Any]] = {
-            name: np.frombuffer(self.map, _TYPES[size, signed], 1, offset)
-            for name, (offset, size, signed) in fields.items()
+        page = memoryview(self.map)[:PAGE]
+        words = {kind: page.cast(kind) for kind in ("I", "i", "Q")}
+        self._fields: dict[str, tuple[memoryview, int]] = {
+            name: (words[_TYPES[size, signed]], offset // size) for name, (offset, size, signed) in fields.items()
         }
 
     def get(self, name: str) -> int:
-        return int(self._fields[name][0])
+        words, at = self._fields[name]
+        return int(words[at])
 
     def set(self, name: str, value: int) -> None:
-        self._fields[name][0] = value
+        words, at = self._fields[name]
+        words[at] = value
+
+    def address(self, name: str) -> int:
+        """Where a field is mapped."""
+        words, at = self._fields[name]
+        return int(np.frombuffer(words, np.uint8, 1, at * words.itemsize).ctypes.data)
 
     def close(self) -> None:
-        """Forgets the mapping; it goes away with the last numpy view of it."""
+        """Forgets the mapping; it goes away with the last view of it."""
         self._fields = {}
 
 
@@ -422,6 +430,20 @@ class Ring(_Page):
     def backlog(self) -> int:
         """Slots reserved and not yet taken."""
         return max(0, self.get("head") - self.position)
+
+    def take_rest(self) -> U64 | None:
+        """Of a ring whose owner is dead: all slots that were not taken, as they are. None where it is not that simple
+        (calls in progress, very many): `read` knows what to do."""
+        count = self.get("head") - self.position
+        if not 0 <= count <= min(self.capacity, MAX_READ):
+            return None
+        w0, written = self._states(self.position, count)
+        if not (written & ((w0 & np.uint64(_DONE)) != 0)).all():
+            return None
+        slots = self._bodies(self.position, count)
+        self.position += count
+        self.stalled = self.floor = None
+        return slots
 
     def read(self, now_ns: int, *, final: bool = False, patience_ns: int = 100_000_000) -> Decoded | None:
         """The events that are complete, in slot order; None if there is nothing new. Does not move `tail`.
