@@ -130,6 +130,10 @@ class Collector:
             self._flush_due_ns = time.monotonic_ns() + FLUSH_NS
         return taken
 
+    def fill(self) -> float:
+        """How full the fullest ring was at the last round, as a share of its slots."""
+        return max((followed.image.fill for followed in self._followed.values()), default=0.0)
+
     def _look_at(self, followed: _Followed, now: int) -> int:
         image = followed.image
         if not self.live:

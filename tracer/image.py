@@ -111,6 +111,7 @@ class Image:
         self.written_before = 0  # events up to this number were written by a collector before us
         self.last_ns = 0
         self.released = False
+        self.fill = 0.0  # share of the fullest ring's slots that the last drain took
         self._bad_rings: set[int] = set()
         self._pending: list[Events] = []
 
@@ -174,6 +175,7 @@ class Image:
         """Moves what is new from the spool to the writer. Returns the number of slots taken. `final`: the process is
         dead, so nothing is waited for."""
         total = 0
+        self.fill = 0.0
         while True:
             taken = self._drain_once(now_ns, final)
             total += taken
@@ -200,6 +202,7 @@ class Image:
                 self.damaged += decoded.damaged
             if ring.position != before:
                 taken += ring.position - before
+                self.fill = max(self.fill, (ring.position - before) / ring.capacity)
                 ring.release()
             if ring.floor is not None:
                 floors.append(ring.floor)

@@ -31,8 +31,8 @@ _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, sign
 _WAITED = (*_FORWARDED, signal.SIGUSR1, signal.SIGCHLD, signal.SIGCONT)
 _JOB_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _SI_KERNEL = 0x80
-#: The main loop sleeps between these (s), longer while nothing happens.
-_SLEEP_MIN, _SLEEP_MAX = 0.0005, 0.01
+#: The main loop sleeps between these (s), so long that the fullest ring will be about so full (share of its slots).
+_SLEEP_MIN, _SLEEP_MAX, _FILL = 0.0005, 0.01, 0.25
 SESSION_FILE = "session.json"
 
 
@@ -183,6 +183,23 @@ class _Signals:
         signal.pthread_sigmask(signal.SIG_SETMASK, self.inherited)
 
 
+class _Pace:
+    """How long to sleep: rounds of a busy program should each find much to do, but no ring full; idle ones are rare."""
+
+    def __init__(self) -> None:
+        self._sleep = _SLEEP_MIN
+        self._before = time.monotonic()
+
+    def sleep(self, fill: float) -> float:
+        """Seconds, after a round that found the fullest ring with this share of its slots in use."""
+        now = time.monotonic()
+        passed, self._before = now - self._before, now
+        wanted = passed * _FILL / fill if fill > 0 else _SLEEP_MAX
+        # What came in a burst may go on: slower by small steps, faster at once.
+        self._sleep = min(wanted, max(self._sleep, _SLEEP_MIN) * 1.25, _SLEEP_MAX)
+        return self._sleep if self._sleep >= _SLEEP_MIN else 0.0
+
+
 class _Run:
     def __init__(self, target: Target, command: list[str], options: RunOptions, spool: Path, signals: _Signals) -> None:
         self.target = target
@@ -296,23 +313,17 @@ class _Run:
 
     def _follow(self, collector: Any, main: Any) -> None:
         """Rounds until the program and its children have ended, or the children's time is over."""
-        sleep = _SLEEP_MIN
+        pace = _Pace()
         deadline = 0.0
         while True:
-            taken = collector.round()
+            collector.round()
             if main.status is not None:
                 deadline = deadline or time.monotonic() + self.options.wait_children
                 if collector.following == 0 or time.monotonic() > deadline:
                     collector.round()
                     if collector.following == 0 or time.monotonic() > deadline:
                         return
-            if taken > self.options.ring_slots // 8:
-                sleep = 0.0
-            elif taken:
-                sleep = _SLEEP_MIN
-            else:
-                sleep = min(max(sleep, _SLEEP_MIN) * 1.25, _SLEEP_MAX)
-            self._take_signal(sleep, collector, main)
+            self._take_signal(pace.sleep(collector.fill()), collector, main)
 
     def _take_signal(self, sleep: float, collector: Any, main: Any) -> None:
         info = signal.sigtimedwait(self.signals.waited, sleep)
