@@ -38,7 +38,7 @@ from heapledger.store.pyramid import Pyramid
 from heapledger.store.reader import Trace
 
 #: Results made by another version are thrown away and made anew.
-ANALYZER_VERSION = "8"
+ANALYZER_VERSION = "9"
 #: The reason of the snapshot of the maps as the shim found them.
 START = "start"
 #: More snapshots on request than this are looked at only when asked for by id.

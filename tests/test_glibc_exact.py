@@ -15,7 +15,7 @@ from heapledger.analyzer.glibc import ChunkState, Settings, profile_for
 from heapledger.analyzer.replay import Replay, Syscall
 from heapledger.store.events import Kind
 
-VERSIONS = (SYSTEM, "2.31", "2.41")
+VERSIONS = (SYSTEM, "2.27", "2.31", "2.41")
 MALLOPT, SBRK, TRIM, MANY, NASTY = 1, 2, 4, 8, 16
 
 

@@ -40,7 +40,9 @@ def test_unknown_version_takes_the_nearest_profile_and_says_so() -> None:
     assert not newer.confirmed
     assert newer.tcache_struct_bytes == PROFILES[-1].tcache_struct_bytes
     assert not profile_for("musl").confirmed
+    assert profile_for("2.27").confirmed
     assert profile_for("2.28").tcache_struct_bytes == 576
+    assert not profile_for("2.28").confirmed
 
 
 def test_settings_are_read_as_glibc_reads_them() -> None:

@@ -15,11 +15,12 @@ from heapledger.analyzer.glibc.bins import (
     take,
     unlink,
 )
-from heapledger.analyzer.glibc.chunk import State, size_for
+from heapledger.analyzer.glibc.chunk import State, size_for, wrapped_size
 from heapledger.analyzer.glibc.constants import (
     FAILED,
     FROM_FASTBIN,
     FROM_TCACHE,
+    HUGE,
     LIVE,
     MAPPED,
     MAX_UNSORTED_ITERATIONS,
@@ -152,8 +153,20 @@ def larger_take(s: State, n: cython.longlong) -> cython.longlong:
 
 
 @cython.cfunc
+def sysmalloc_in_vain(s: State) -> cython.longlong:
+    """Nothing can serve the request. But near 2**64 what malloc asks of the break wraps around: top grows all the
+    same (before 2.30; later such requests do not get here)."""
+    if s.wrapped != 0:
+        grow(s, s.wrapped)
+    s.unbacked = True
+    return FAILED
+
+
+@cython.cfunc
 def sysmalloc(s: State, n: cython.longlong) -> cython.longlong:
     """Asks the system: a mapping of its own for a large request, else a larger top."""
+    if n >= HUGE:
+        return sysmalloc_in_vain(s)
     if wants_map(s, n):
         return FAILED if s.deny else map_chunk(s, n)
     if s.deny and not growth_defeats_itself(s, n):
@@ -227,6 +240,7 @@ def malloc_request(s: State, request: cython.longlong, cached: cython.bint) -> c
     n: cython.longlong = size_for(s, request)
     if n == 0:
         return FAILED
+    s.wrapped = wrapped_size(request)
     if s.tc < 0 and (not s.tc_lazy or n - TCACHE_FIRST < s.tc_bins):
         tcache_maybe_init(s)
     if cached and tcache_fits(s, n) and s.tc_count[s.tc + n - TCACHE_FIRST] > 0:

@@ -25,6 +25,7 @@ import numpy
 
 from heapledger.analyzer.glibc import cyshim as cython
 from heapledger.analyzer.glibc.constants import (
+    ADDRESS_LIMIT_BYTES,
     DEFAULT_MMAP_BYTES,
     DEFAULT_MMAP_MAX,
     DEFAULT_TOP_PAD_BYTES,
@@ -32,8 +33,10 @@ from heapledger.analyzer.glibc.constants import (
     FAST_SLOTS,
     FIRST,
     GRANULE_BYTES,
+    HUGE,
     LIVE,
     MIN_CHUNK,
+    REFUSED_FROM,
     TCACHE_SLOTS,
     TOP,
     WHY_COUNT,
@@ -128,6 +131,7 @@ class State:
     map_length: cython.longlong
     map_lead: cython.longlong
     unbacked: cython.bint
+    wrapped: cython.longlong  # of a HUGE request: wrapped_size
     seq: cython.longlong
     time: cython.longlong
     stack: cython.longlong
@@ -250,6 +254,7 @@ def new_table(s: State, count: int) -> None:
 def _new_event(s: State) -> None:
     s.observed = s.observed_word = s.grew = s.old_top = s.source = s.map_length = s.map_lead = 0
     s.deny = s.unbacked = False
+    s.wrapped = 0
     s.seq = s.time = s.stack = s.kind = 0
     s.predicted = s.exact = s.forced = s.adopted_bases = s.word_mismatches = s.unknown_frees = s.syscalls = 0
     s.why = new_longs(WHY_COUNT)
@@ -345,11 +350,15 @@ def top_end(s: State) -> cython.longlong:
 @cython.cfunc
 @cython.inline
 def size_for(s: State, request: cython.longlong) -> cython.longlong:
-    """Chunk size for a request in bytes; 0 where malloc refuses (a negative request is one of 2**63 or more)."""
+    """Chunk size for a request in bytes; 0 where malloc refuses (a negative request is one of 2**63 or more).
+
+    Before 2.30 only those are refused that come within 64 bytes of 2**64 when padded; the others are looked for, in
+    vain. (BZ 22774; seen on 2.27.)
+    """
     if request < 0:
-        return 0 if s.strict_limit else 0x400000000000000
+        return 0 if s.strict_limit or request >= REFUSED_FROM else HUGE
     if request > 0x3FFFFFFFFFFFFF00:
-        return 0x400000000000000
+        return HUGE
     n: cython.longlong = (request + 23) >> 4
     return n if n > MIN_CHUNK else MIN_CHUNK
 
@@ -404,6 +413,14 @@ def drop_live(s: State, g: cython.longlong) -> cython.void:
     """Takes the live chunk at g out of the sums."""
     s.live_bytes -= s.head[g] * GRANULE_BYTES - s.link[g + 1]
     s.live_blocks -= 1
+
+
+@cython.cfunc
+@cython.inline
+def wrapped_size(request: cython.longlong) -> cython.longlong:
+    """Chunk size for a request not far below 2**64, less 2**60 granules: what is added to it wraps around. 0 for all
+    other requests."""
+    return (request + 23) >> 4 if -ADDRESS_LIMIT_BYTES < request < REFUSED_FROM else 0
 
 
 @cython.cfunc

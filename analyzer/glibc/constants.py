@@ -32,6 +32,7 @@ CONSOLIDATION_SIZE = 4096  # 64 KiB
 # Nothing larger can be mapped: 128 TiB of user address space.
 ADDRESS_LIMIT_BYTES = 0x800000000000
 HUGE = 0x400000000000000  # a size, in granules, that cannot be had but can still be reckoned with
+REFUSED_FROM = -87  # the first request, less 2**64, that every glibc refuses
 BYTES_LIMIT = 0x4000000000000000
 
 DEFAULT_TOP_PAD_BYTES = 131072

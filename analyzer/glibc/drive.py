@@ -27,6 +27,7 @@ from heapledger.analyzer.glibc.constants import (
     KIND_VALLOC,
     LIVE,
     MAPPED,
+    MIN_BYTES,
     PTRDIFF_MAX,
     TC_NONE,
     TC_OFF,
@@ -419,7 +420,12 @@ def on_other(s: State, size: cython.longlong, arg: cython.longlong, arg2: cython
     elif kind == KIND_VALLOC:
         on_memalign(s, s.page, size, False, size)
     elif kind == KIND_PVALLOC:
-        rounded: cython.longlong = (size + s.page - 1) & -s.page if 0 <= size <= PTRDIFF_MAX - s.page else -1
+        # Refused where it would wrap around; before 2.30 somewhat earlier than that.
+        rounded: cython.longlong = -1
+        if 0 <= size <= PTRDIFF_MAX - s.page or (size < -2 * s.page - MIN_BYTES and not s.strict_limit):
+            rounded = (size + s.page - 1) & -s.page
+        elif size >= 0 and not s.strict_limit:
+            rounded = size
         on_memalign(s, s.page, size, False, rounded)
     elif kind == KIND_MALLOC_TRIM:
         result(s, malloc_trim(s, size))

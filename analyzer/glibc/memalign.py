@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from heapledger.analyzer.glibc import cyshim as cython
 from heapledger.analyzer.glibc.alloc import int_malloc, malloc_request, tcache_maybe_init
-from heapledger.analyzer.glibc.chunk import State, address_of, set_chunk, size_for
+from heapledger.analyzer.glibc.chunk import State, address_of, set_chunk, size_for, wrapped_size
 from heapledger.analyzer.glibc.constants import (
     ADDRESS_LIMIT_BYTES,
     FAILED,
@@ -21,6 +21,7 @@ from heapledger.analyzer.glibc.constants import (
     MIN_BYTES,
     MIN_CHUNK,
     PTRDIFF_MAX,
+    REFUSED_FROM,
     TAIL_FREE,
     TCACHE_FIRST,
 )
@@ -76,6 +77,13 @@ def memalign_request(s: State, wanted: cython.longlong, request: cython.longlong
     room: cython.longlong = PTRDIFF_MAX - alignment - MIN_BYTES
     if s.strict_limit and request >= (room & -16) - 7:
         return FAILED
+    s.wrapped = 0
+    if request < 0:
+        # Before 2.30: refused where the padding makes it wrap around, or too large for any glibc.
+        needed: cython.longlong = ((request + 23) & -16) + alignment + MIN_BYTES
+        if needed >= REFUSED_FROM:
+            return FAILED
+        s.wrapped = wrapped_size(needed)
     padded: cython.longlong = HUGE
     if alignment < ADDRESS_LIMIT_BYTES and n < HUGE:
         padded = size_for(s, n * GRANULE_BYTES + alignment + MIN_BYTES)

@@ -30,7 +30,7 @@ class Profile:
     realloc_fits: int = FITS_NEVER
     internal_free_uses_tcache: bool = True  #: realloc's leftovers may enter the tcache (until 2.41)
     small_to_own_bin: bool = False  #: a freed small chunk goes to its own bin, not to the unsorted one (2.41)
-    strict_request_limit: bool = True  #: requests above PTRDIFF_MAX fail (2.30); below: only those that wrap
+    strict_request_limit: bool = True  #: requests above PTRDIFF_MAX fail (2.30); before: those that nearly wrap
     aligned_alloc_strict: bool = False  #: aligned_alloc refuses what is not a power of two (2.38)
     threshold_limit: bool = False  #: mallopt refuses an mmap threshold above 32 MiB (before 2.35)
     mxfast_tunable: bool = True
@@ -47,8 +47,12 @@ _2_27 = Profile(
     mxfast_tunable=False,
     hugetlb_tunable=False,
     tcache_count_max=127,
+    confirmed=True,
 )
-_2_30 = replace(_2_27, version="2.30", tcache_struct_bytes=640, strict_request_limit=True, tcache_count_max=65535)
+_2_30 = replace(
+    _2_27, version="2.30", tcache_struct_bytes=640, strict_request_limit=True, tcache_count_max=65535,
+    confirmed=False,
+)  # fmt: skip
 _2_31 = replace(_2_30, version="2.31", mxfast_tunable=True, confirmed=True)
 _2_32 = replace(_2_31, version="2.32", confirmed=False)
 _2_35 = replace(_2_32, version="2.35", threshold_limit=False, hugetlb_tunable=True)
@@ -85,10 +89,11 @@ def profile_for(version: str, build_id: str | None = None) -> Profile:
     """
     wanted = _number(version)
     name = f"{wanted[0]}.{wanted[1]}"
-    name = _SAME_AS.get(name, name)
     for profile in PROFILES:
         if profile.version == name:
-            return replace(profile, version=f"{wanted[0]}.{wanted[1]}")
+            return profile
+        if profile.version == _SAME_AS.get(name):
+            return replace(profile, version=name, confirmed=False)
     if wanted == (0, 0):
         return replace(_2_36, version="unknown", confirmed=False)
     nearest = min(PROFILES, key=lambda p: (abs(_number(p.version)[1] - wanted[1]), _number(p.version)[1]))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from heapledger.analyzer.glibc import cyshim as cython
 from heapledger.analyzer.glibc.alloc import int_malloc, tcache_maybe_init
 from heapledger.analyzer.glibc.bins import unlink
-from heapledger.analyzer.glibc.chunk import State, note, set_chunk, set_top, size_for
+from heapledger.analyzer.glibc.chunk import State, note, set_chunk, set_top, size_for, wrapped_size
 from heapledger.analyzer.glibc.constants import (
     ADDRESS_LIMIT_BYTES,
     FAILED,
@@ -47,6 +47,7 @@ def realloc_chunk(s: State, g: cython.longlong, request: cython.longlong) -> cyt
     # Padded, the last few requests up to PTRDIFF_MAX exceed it: refused before malloc looks for anything.
     if n == 0 or (s.strict_limit and request >= 0x7FFFFFFFFFFFFFF9):
         return FAILED
+    s.wrapped = wrapped_size(request)
     old: cython.longlong = s.head[g]
     after: cython.longlong = g + old
     if old < n:

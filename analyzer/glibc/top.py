@@ -38,7 +38,10 @@ def cut_top(s: State, n: cython.longlong) -> cython.longlong:
 
 @cython.cfunc
 def grow(s: State, n: cython.longlong) -> cython.longlong:
-    """Moves the break so that top can serve n granules, and serves them. FAILED where the model may not grow so far."""
+    """Moves the break so that top can serve n granules, and serves them. FAILED where the model may not grow so far.
+
+    A negative n is a request near 2**64 (`wrapped_size`): top may grow by a little, and serves nothing.
+    """
     old_size: cython.longlong = s.head[s.top] * GRANULE_BYTES if s.top else 0
     size: cython.longlong = growth(s, n, old_size)
     if size <= 0 or size > ADDRESS_LIMIT_BYTES:
@@ -56,7 +59,7 @@ def grow(s: State, n: cython.longlong) -> cython.longlong:
     elif not grow_apart(s, old_size, size):
         s.unbacked = True
         return FAILED
-    return cut_top(s, n) if s.head[s.top] >= n + MIN_CHUNK else FAILED
+    return cut_top(s, n) if n > 0 and s.head[s.top] >= n + MIN_CHUNK else FAILED
 
 
 @cython.cfunc
