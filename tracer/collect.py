@@ -24,6 +24,8 @@ FLUSH_NS = 2_000_000_000
 HEARTBEAT_S = 0.2
 #: After an exec was let go: how long until we look whether another program (without the shim) took its place.
 EXEC_LOOK_NS = 50_000_000
+#: So long after an image came or went others are expected to.
+LIVELY_NS = 20_000_000
 
 
 @dataclass(slots=True)
@@ -90,7 +92,9 @@ class Collector:
         self._spool_mtime = -1
         self._poll = select.poll()
         self._by_fd: dict[int, str] = {}
+        self._namespace = proc.pid_namespace()
         self._flush_due_ns = time.monotonic_ns() + FLUSH_NS // 10
+        self._changed_ns = 0  # when an image came or went last
         self._beating = threading.Event()
         self._beat_thread: threading.Thread | None = None
 
@@ -129,6 +133,10 @@ class Collector:
             self.writer.flush_soon()
             self._flush_due_ns = time.monotonic_ns() + FLUSH_NS
         return taken
+
+    def is_lively(self) -> bool:
+        """Whether processes come and go: the next one may soon wait at its end to be looked at."""
+        return time.monotonic_ns() - self._changed_ns < LIVELY_NS
 
     def fill(self) -> float:
         """How full the fullest ring was at the last round, as a share of its slots."""
@@ -220,6 +228,7 @@ class Collector:
         if not self.live:
             image.rewind()
         self._latest[image.pid] = name
+        self._changed_ns = time.monotonic_ns()
         self.totals.processes += 1
         followed = _Followed(image, self._watch(image))
         self._followed[name] = followed
@@ -263,6 +272,7 @@ class Collector:
         if image.name not in self._followed:
             return
         del self._followed[image.name]
+        self._changed_ns = time.monotonic_ns()
         if followed.watch is not None:
             self._poll.unregister(followed.watch.pidfd)
             del self._by_fd[followed.watch.pidfd]

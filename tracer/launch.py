@@ -190,11 +190,13 @@ class _Pace:
         self._sleep = _SLEEP_MIN
         self._before = time.monotonic()
 
-    def sleep(self, fill: float) -> float:
-        """Seconds, after a round that found the fullest ring with this share of its slots in use."""
+    def sleep(self, fill: float, *, lively: bool) -> float:
+        """Seconds, after a round that found the fullest ring with this share of its slots in use. `lively`: processes
+        come and go, and should not have to wait for us."""
         now = time.monotonic()
         passed, self._before = now - self._before, now
         wanted = passed * _FILL / fill if fill > 0 else _SLEEP_MAX
+        wanted = min(wanted, _SLEEP_MIN) if lively else wanted
         # What came in a burst may go on: slower by small steps, faster at once.
         self._sleep = min(wanted, max(self._sleep, _SLEEP_MIN) * 1.25, _SLEEP_MAX)
         return self._sleep if self._sleep >= _SLEEP_MIN else 0.0
@@ -323,7 +325,7 @@ class _Run:
                     collector.round()
                     if collector.following == 0 or time.monotonic() > deadline:
                         return
-            self._take_signal(pace.sleep(collector.fill()), collector, main)
+            self._take_signal(pace.sleep(collector.fill(), lively=collector.is_lively()), collector, main)
 
     def _take_signal(self, sleep: float, collector: Any, main: Any) -> None:
         info = signal.sigtimedwait(self.signals.waited, sleep)
