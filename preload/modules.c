@@ -414,6 +414,18 @@ static void log_arguments(size_t length)
     }
 }
 
+static void log_namespace(void)
+{
+    char name[64];
+    long n = host_call3(SYS_readlink, "/proc/self/ns/pid", name, sizeof name - 1);
+    if (n <= 0)
+        return;
+    name[n] = 0;
+    line_text("N\t");
+    line_text(name);
+    line_write();
+}
+
 void modules_log_process(void)
 {
     struct hl_guard g = guard_enter(&hl_image->module_lock);
@@ -429,6 +441,7 @@ void modules_log_process(void)
     line_text("\t");
     line_text(hl_libc_version ? hl_libc_version() : "");
     line_write();
+    log_namespace();
     log_arguments(length);
     log_environment();
     guard_leave(&g);

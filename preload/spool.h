@@ -159,6 +159,7 @@ struct hl_node {                /* 16 bytes */
 /*
  * log, one line each; a path has \t, \n and \\ escaped as \t \n \\:
  *   P  exe  argc  libc_version                     once, first
+ *   N  namespace                                   that the pids belong to, as in /proc/self/ns/pid; not if that cannot be read
  *   A  argument                                    each argument of the command line
  *   E  NAME=value                                  each variable that matters (GLIBC_TUNABLES, MALLOC_*, LD_PRELOAD, LD_LIBRARY_PATH)
  *   M  number  seq  bias  low  high  build_id  path  a module was loaded (numbers 0, 1, ...); addresses in hex, seq decimal

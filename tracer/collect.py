@@ -13,7 +13,7 @@ from typing import Any
 
 from heapledger.errors import SpoolError
 from heapledger.store.writer import TraceWriter
-from heapledger.tracer import spool
+from heapledger.tracer import proc, spool
 from heapledger.tracer.image import Image, Written
 from heapledger.tracer.resolve import Addresses
 from heapledger.tracer.watch import Watch, WatchOptions
@@ -92,6 +92,7 @@ class Collector:
         self._spool_mtime = -1
         self._poll = select.poll()
         self._by_fd: dict[int, str] = {}
+        self._namespace = proc.pid_namespace()
         self._namespace = proc.pid_namespace()
         self._flush_due_ns = time.monotonic_ns() + FLUSH_NS // 10
         self._changed_ns = 0  # when an image came or went last
@@ -183,7 +184,7 @@ class Collector:
         image = followed.image
         if image.state != spool.HOLDING or image.control.get("exit_how") != 3:
             return
-        if now - followed.released_ns > EXEC_LOOK_NS and not _maps_control(image):
+        if now - followed.released_ns > EXEC_LOOK_NS and proc.runs_unseen(image.pid, _control_name(image)):
             image.notes.append("it became a program that the shim is not part of, which is not followed")
             self._end(followed)
 
@@ -223,6 +224,7 @@ class Collector:
         if name in self.written:
             self._ids[name] = image.resume(self.written[name])
         else:
+            self._find_process(image)
             start, parent_id = self._origin(image)
             self._ids[name] = image.register(start=start, parent_id=parent_id)
         if not self.live:
@@ -239,8 +241,16 @@ class Collector:
             self._poll.register(followed.watch.pidfd, select.POLLIN)
             self._by_fd[followed.watch.pidfd] = name
 
+    def _find_process(self, image: Image) -> None:
+        """Who calls itself 7 in a pid namespace of its own is somebody else's 7 to us."""
+        image.read_log()
+        if not self.live or image.namespace == self._namespace or (not image.namespace and _maps_control(image)):
+            return
+        image.foreign = True
+        image.pid = proc.find_mapping(_control_name(image)) or 0
+
     def _watch(self, image: Image) -> Watch | None:
-        if not self.live:
+        if not self.live or not image.pid:
             return None
         try:
             return Watch(image, self.writer, self.options, self.main.note)
@@ -258,7 +268,7 @@ class Collector:
         if self.totals.processes == 0 or image.pid == self.main.pid:
             return "start", None
         # Started through vfork or posix_spawn: no image of its own before the exec.
-        parent_name = self._latest.get(image.control.get("ppid"))
+        parent_name = self._latest.get(proc.parent(image.pid) if image.foreign else image.control.get("ppid"))
         return "exec", self._ids.get(parent_name) if parent_name else None
 
     def _gone(self) -> set[str]:
@@ -384,10 +394,11 @@ def _is_image_name(name: str) -> bool:
     return bool(dot) and pid.isdecimal() and number.isdecimal()
 
 
+def _control_name(image: Image) -> bytes:
+    """How the image's control page is called in /proc/PID/maps."""
+    return os.fsencode(f"{image.folder.parent.name}/{image.name}/control")
+
+
 def _maps_control(image: Image) -> bool:
     """Whether the process still has the image's control page mapped."""
-    try:
-        with open(f"/proc/{image.pid}/maps", "rb") as file:
-            return os.fsencode(f"{image.name}/control") in file.read()
-    except OSError:
-        return False
+    return _control_name(image) in proc.maps(image.pid)

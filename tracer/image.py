@@ -79,7 +79,9 @@ class Image:
         self.folder = folder
         self.name = folder.name
         pid, _, number = folder.name.partition(".")
-        self.pid, self.number = int(pid), int(number)
+        self.pid, self.number = int(pid), int(number)  # 0: it calls itself so, but nobody whom we see is meant
+        self.namespace = ""  # of its pids, as /proc/self/ns/pid has it
+        self.foreign = False  # its pids are not ours: `pid` was found otherwise, and its threads are not looked at
         self.control = spool.Control(folder)
         self.writer = writer
         self.addresses = addresses
@@ -122,7 +124,7 @@ class Image:
         get = self.control.get
         self.read_log()
         self.process_id = self.writer.add_process(
-            pid=self.pid,
+            pid=self.pid or get("pid"),
             image=self.number,
             parent_id=parent_id,
             start=start,
@@ -260,7 +262,7 @@ class Image:
         alive: set[str] | None = None
         found: list[_Rest] = []
         slots_taken = 0
-        for ring in self.rings.values():
+        for ring in self.rings.values() if not self.foreign else ():
             if ring.get("state") != spool.RING_LEFT or slots_taken > MAX_REST_SLOTS:
                 continue
             if alive is None:
@@ -357,6 +359,8 @@ class Image:
         self._write_threads()
 
     def _refresh_thread(self, state: _ThreadState) -> None:
+        if self.foreign:
+            return
         state.named_ns = time.monotonic_ns()
         name = _comm(self.pid, state.tid)
         if name is None:
@@ -419,6 +423,8 @@ class Image:
                 self.modules[number]["unload_seq"] = seq
                 if self.process_id and number not in fresh:
                     self.writer.set_module_unload(self.process_id, number, seq)
+        elif tag == "N":
+            self.namespace = fields[0]
         elif tag == "S":
             self.notes.append(fields[0])
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from heapledger.errors import ProcessGoneError
 from heapledger.store.residency import HUGE, Category, encode_runs
+from heapledger.tracer.proc import memory_folder
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 U64 = npt.NDArray[np.uint64]
@@ -422,9 +423,10 @@ def _file(path: str) -> bytes:
 def grab(pid: int, *, method: str | None = None) -> Grab:
     """Reads all pages of `pid` now. `method` forces one source (tests); ProcessGoneError when it is gone."""
     begun = time.monotonic_ns()
-    smaps = _file(f"/proc/{pid}/smaps")
-    status = _file(f"/proc/{pid}/status")
-    regions, vmas, used = _pages(pid, smaps, method)
+    folder = memory_folder(pid)
+    smaps = _file(f"{folder}/smaps")
+    status = _file(f"{folder}/status")
+    regions, vmas, used = _pages(folder, smaps, method)
     return Grab(smaps, status, regions, vmas, used, begun, time.monotonic_ns() - begun)
 
 
@@ -433,12 +435,12 @@ def read(pid: int, *, method: str | None = None) -> Reading:
     return grab(pid, method=method).reading()
 
 
-def _pages(pid: int, smaps: bytes, method: str | None) -> tuple[npt.NDArray[Any] | None, list[Vma] | None, str]:
+def _pages(folder: str, smaps: bytes, method: str | None) -> tuple[npt.NDArray[Any] | None, list[Vma] | None, str]:
     """(scanned regions, or VMAs with their pages, the method's name)."""
     if method == "smaps":
         return None, None, "smaps"
     try:
-        fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"{folder}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None, None, "smaps"
     try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import time
 
+from heapledger.tracer.proc import memory_folder
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
 #: Fields of /proc/PID/status in kB → column of `sample`
 _STATUS = {
@@ -30,7 +32,8 @@ class Sampler:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._folder = f"/proc/{pid}"
+        self._statm = os.open(f"{self._folder}/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._born_ns = time.monotonic_ns()
         self._rollup_spent_ns = 0
         self._rollup_last_ns = 0
@@ -42,20 +45,36 @@ class Sampler:
 
     def rss(self) -> int:
         """Resident bytes now; 0 when the process is gone."""
+        return self._rss() or (self._rss() if self._moved() else 0)
+
+    def _rss(self) -> int:
         try:
             fields = os.pread(self._statm, 256, 0).split()
         except OSError:
             return 0
         return int(fields[1]) * PAGE if len(fields) > 1 else 0
 
+    def _moved(self) -> bool:
+        """Whether another thread shows the memory that the first one, which has ended, does not show any more."""
+        folder = memory_folder(self.pid)
+        if folder == self._folder:
+            return False
+        try:
+            fd = os.open(f"{folder}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        os.close(self._statm)
+        self._folder, self._statm = folder, fd
+        return True
+
     def sample(self, *, full: bool = False) -> dict[str, int | None] | None:
         """One row of `sample` without its time; None when the process is gone. `full`: with Pss whatever it costs."""
         row: dict[str, int | None] = {}
-        row.update(self._status())
-        row.update(self._faults())
         rss = self.rss()
         if rss == 0:
             return None
+        row.update(self._status())
+        row.update(self._faults())
         row["rss"] = rss
         now = time.monotonic_ns()
         if full or self._rollup_affordable(now):
@@ -63,8 +82,10 @@ class Sampler:
         return row
 
     def _read(self, name: str) -> bytes:
+        # A thread's `stat` has that thread's faults only.
+        folder = f"/proc/{self.pid}" if name == "stat" else self._folder
         try:
-            fd = os.open(f"/proc/{self.pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return b""
         try:

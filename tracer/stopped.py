@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from heapledger.errors import ProcessGoneError
+from heapledger.tracer.proc import is_dead
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
@@ -82,6 +83,7 @@ class _Stop:
         self.deadline = deadline
         self.seized: set[int] = set()
         self.stopped: set[int] = set()
+        self.ended: set[int] = set()
         self.asleep: dict[int, str] = {}
 
     def kept_still(self) -> bool:
@@ -90,7 +92,7 @@ class _Stop:
 
     def all_threads(self) -> None:
         """Stops every thread, also those made meanwhile."""
-        while fresh := _threads(self.pid) - self.seized - self.asleep.keys():
+        while fresh := _threads(self.pid) - self.seized - self.ended - self.asleep.keys():
             for tid in fresh:
                 if sleep := _sleeps_in(self.pid, tid):
                     self.asleep[tid] = sleep
@@ -106,8 +108,8 @@ class _Stop:
         if error in (0,):
             self.seized.add(tid)
             _ptrace(_INTERRUPT, tid)
-        elif error == 3:  # ESRCH: it ended meanwhile
-            self.seized.add(tid)
+        elif error == 3 or is_dead(self.pid, tid):  # ESRCH: it ended meanwhile; EPERM: long ago, and is a zombie
+            self.ended.add(tid)
         else:
             raise PermissionError(error, f"ptrace of thread {tid}: {os.strerror(error)}")
 
