@@ -93,7 +93,6 @@ class Collector:
         self._poll = select.poll()
         self._by_fd: dict[int, str] = {}
         self._namespace = proc.pid_namespace()
-        self._namespace = proc.pid_namespace()
         self._flush_due_ns = time.monotonic_ns() + FLUSH_NS // 10
         self._changed_ns = 0  # when an image came or went last
         self._beating = threading.Event()
