@@ -258,6 +258,7 @@ class _Run:
         # Imported only now: the program is already running, with its own environment. numpy's BLAS, which nothing here
         # uses, would start a thread for each CPU.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        _raise_open_files()
         from heapledger.store.writer import TraceWriter
         from heapledger.tracer.collect import Collector, Exit
         from heapledger.tracer.watch import WatchOptions
@@ -418,6 +419,14 @@ class _Run:
         if main.status is None:
             main.note(*os.waitpid(main.pid, 0))
         return int(main.status)
+
+
+def _raise_open_files() -> None:
+    """A few files are open for each process that is followed. (The program was started with the limit as it was.)"""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _is_stopped(pid: int) -> bool:
