@@ -224,6 +224,8 @@ class _Run:
             collector_pid=os.getpid(),
             symbols=self.options.symbols,
         )
+        if self.options.output is not None:  # a default name has the program's pid in it
+            session.output = str(self.options.output.absolute())
         session.save(self.spool)
         pid = self._spawn()
         output = self.options.output or default_output(self.command[0], pid)
