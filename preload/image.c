@@ -288,7 +288,7 @@ void image_confine(void)
 {
     environment_disable();
     hl_settings.enabled = false;
-    image_stop(HL_STOP_CONFINED, 0, "the program forbids itself (seccomp) what that needs");
+    image_stop(HL_STOP_CONFINED, 0, "the program forbids itself (seccomp) the system calls of recording");
 }
 
 /* ---- the end ---- */

@@ -261,6 +261,7 @@ class _Run:
         # uses, would start a thread for each CPU.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         _raise_open_files()
+        _fill_standard_files()
         from heapledger.store.writer import TraceWriter
         from heapledger.tracer.collect import Collector, Exit
         from heapledger.tracer.watch import WatchOptions
@@ -431,6 +432,15 @@ def _raise_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _fill_standard_files() -> None:
+    """A standard stream that was closed (`>&-`) stays closed for the program. Ours goes nowhere: else the next file
+    that we open would be taken for stderr, and be written into."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        fd = os.dup(fd)
+    os.close(fd)
+
+
 def _is_stopped(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
@@ -458,8 +468,10 @@ def clear_progress() -> None:
 
 def end_as(status: int) -> None:
     """Ends this process as the program ended: with its exit status, or by the same signal (without a second core)."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by who started us
+            with contextlib.suppress(OSError):
+                stream.flush()
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

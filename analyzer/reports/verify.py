@@ -107,16 +107,17 @@ def _rss(trace: Trace, analysis: Analysis) -> dict[str, int]:
 def render(report: dict[str, Any], page: Page) -> None:
     """The statement for people."""
     addresses, maps, rss = report["addresses"], report["maps"], report["rss"]
-    verdict = "Everything that was compared is exact." if report["ok"] else "Not everything is exact."
-    page.line(verdict, style="bold green" if report["ok"] else "bold yellow")
+    page.line(_verdict(report), style="bold green" if report["ok"] else "bold yellow")
     good = addresses["exact"] + addresses["reordered"]
     rows = [
         ["addresses", _share(good, addresses["predicted"]), f"{good:,} of {addresses['predicted']:,} as predicted"],
         ["", "", f"{addresses['reordered']:,} in another order, {addresses['forced']:,} taken over as observed"],
         *([["", "", reasons_line(report["reasons"])]] if report["reasons"] else []),
-        ["mappings", _share(maps["exact"], maps["compared"]), f"{maps['exact']:,} of {maps['compared']:,} agree"],
+        ["mappings", _share(maps["exact"], maps["compared"]),
+         f"{maps['exact']:,} of {maps['compared']:,} agree" if maps["compared"] else "no snapshot was taken"],
         ["RSS", _share(rss["ledger_bytes"], rss["kernel_bytes"]),
-         f"{size(rss['ledger_bytes'])} of the kernel's {size(rss['kernel_bytes'])} have an owner"],
+         f"{size(rss['ledger_bytes'])} of the kernel's {size(rss['kernel_bytes'])} have an owner"
+         if rss["kernel_bytes"] else "no snapshot was taken"],
         ["system calls", "not compared", f"{report['syscalls']['predicted']:,} predicted; they are not recorded yet"],
         ["events", "", f"{report['events']:,} recorded, {report['lost']:,} lost"],
         ["glibc", "", report["glibc"] or "unknown"],
@@ -142,13 +143,21 @@ def render(report: dict[str, Any], page: Page) -> None:
     page.notes(report["notes"])
 
 
+def _verdict(report: dict[str, Any]) -> str:
+    if not report["ok"]:
+        return "Not everything is exact."
+    unexplained = report["rss"]["unexplained_bytes"]
+    but = f", but {size(unexplained)} of the RSS have no owner" if unexplained else ""
+    return f"Everything that was compared is exact{but}."
+
+
 def reasons_line(reasons: dict[str, int]) -> str:
     """`{"OTHER_ARENA": 12}` → `because of: other arena 12`."""
     return "because of: " + ", ".join(f"{name.lower().replace('_', ' ')} {n:,}" for name, n in reasons.items())
 
 
 def _share(part: int, whole: int) -> str:
-    return exact_percent(part, whole) if whole else "nothing"
+    return exact_percent(part, whole) if whole else "not compared"
 
 
 def _render_differences(report: dict[str, Any], page: Page) -> None:
