@@ -210,3 +210,24 @@ def test_a_comb_of_pages_is_scanned_once_in_order_and_whole(holes: int) -> None:
         assert (regions["start"][1:] >= regions["end"][:-1]).all()
         assert len(regions) >= holes
         assert residency.read(os.getpid(), method="pagemap_scan").agrees()
+
+
+def test_a_text_of_smaps_that_was_cut_off_is_read_as_far_as_it_goes() -> None:
+    text = Path("/proc/self/smaps").read_bytes()
+    whole = residency.parse_smaps(text)
+    assert whole == residency._parse_any_smaps(text)
+    assert sum(vma.rss for vma in whole) > 1 << 20
+    for cut in range(0, len(text), 997):
+        part = residency.parse_smaps(text[:cut])
+        assert part == residency._parse_any_smaps(text[:cut])
+        assert part[:-1] == whole[: max(0, len(part) - 1)]
+
+
+def test_smaps_of_a_kernel_without_some_fields_is_read_line_by_line() -> None:
+    text = Path("/proc/self/smaps").read_bytes()
+    older = b"".join(line for line in text.splitlines(keepends=True) if not line.startswith((b"Swap:", b"Anonymous:")))
+    whole, vmas = residency.parse_smaps(text), residency.parse_smaps(older)
+    assert [(v.start, v.rss, v.pss, v.private, v.flags) for v in vmas] == [
+        (v.start, v.rss, v.pss, v.private, v.flags) for v in whole
+    ]
+    assert not any(v.anonymous or v.swap for v in vmas)

@@ -17,6 +17,7 @@ import os
 import re
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -149,19 +150,34 @@ _LINE = re.compile(
 )
 
 
-#: A whole paragraph as all kernels since 4.14 write it, with the fields in this order.
-_PARAGRAPH = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *(.*)\n(?:.*\n)*?"
-    rb"Rss: +(\d+) kB\nPss: +(\d+) kB\n(?:.*\n)*?Private_Clean: +(\d+) kB\nPrivate_Dirty: +(\d+) kB\n(?:.*\n)*?"
-    rb"Anonymous: +(\d+) kB\n(?:.*\n)*?Swap: +(\d+) kB\n(?:.*\n)*?VmFlags: (.*)$",
-    re.MULTILINE,
-)
+#: Fields of a paragraph in the order in which every kernel since 4.14 writes them, among others.
+_SMAPS_FIELDS = (b"Rss", b"Pss", b"Private_Clean", b"Private_Dirty", b"Anonymous", b"Swap", b"VmFlags")
+
+
+@lru_cache(maxsize=8)
+def _paragraph(names: tuple[bytes, ...]) -> re.Pattern[bytes] | None:
+    """A paragraph that has just these fields. Every line is named, so a text that does not match costs no more than one
+    that does. None if the fields that are wanted are not there, in order."""
+    if tuple(name for name in names if name in _SMAPS_FIELDS) != _SMAPS_FIELDS or len(names) > 64:
+        return None
+    lines = [rb"^([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *(.*)"]
+    for name in names[:-1]:
+        lines.append(re.escape(name) + (rb": +(\d+) kB" if name in _SMAPS_FIELDS else rb":.*"))
+    return re.compile(b"\n".join(lines) + rb"\nVmFlags: (.*)$", re.MULTILINE)
+
+
+def _fields_of_the_first(text: bytes) -> tuple[bytes, ...]:
+    """The names of the fields in the first paragraph, up to VmFlags."""
+    lines = text[: text.find(b"\nVmFlags:") + 1].split(b"\n")[1:-1]
+    return (*(line.partition(b":")[0] for line in lines[:64] if line[:1].isupper()), b"VmFlags")
 
 
 def parse_smaps(text: bytes) -> list[Vma]:
     """The paragraphs of /proc/PID/smaps, or of a copy of it."""
-    found = _PARAGRAPH.findall(text)
-    # Where a field is missing a match runs into the next paragraph, and there are fewer matches than paragraphs.
+    pattern = _paragraph(_fields_of_the_first(text))
+    if pattern is None:
+        return _parse_any_smaps(text)
+    found = pattern.findall(text)
     last_line = text[text.rfind(b"\nVmFlags:") + 1 :]
     whole = last_line.endswith(b"\n") and last_line.count(b"\n") == 1
     if not whole or len(found) != text.count(b"\nRss:") or len(found) != text.count(b"\nVmFlags:"):
