@@ -262,9 +262,13 @@ class _Run:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         _raise_open_files()
         _fill_standard_files()
-        from heapledger.store.writer import TraceWriter
-        from heapledger.tracer.collect import Collector, Exit
-        from heapledger.tracer.watch import WatchOptions
+        try:
+            from heapledger.store.writer import TraceWriter
+            from heapledger.tracer.collect import Collector, Exit
+            from heapledger.tracer.watch import WatchOptions
+        except Exception as error:  # noqa: BLE001  as below: too little memory (ulimit -v) is enough
+            self._give_up(error, None, None)
+            return Outcome(os.waitpid(pid, 0)[1], None, self.spool, problems=self.problems)
 
         main = Exit(pid)
         writer: TraceWriter | None = None
@@ -399,7 +403,7 @@ class _Run:
         if isinstance(error, HeapledgerError):
             text = error.message + (f"; {error.hint}" if error.hint else "")
         else:
-            text = f"collecting failed: {type(error).__name__}: {error}"
+            text = f"collecting failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if os.environ.get("HEAPLEDGER_DEBUG"):
                 raise error
         self.problems.append(f"{text}; the program runs on untraced")
