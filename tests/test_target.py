@@ -9,10 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from elftools.elf.elffile import ELFFile
 
 from heapledger.errors import TargetError
-from heapledger.tracer.program import Program
 from heapledger.tracer.target import examine
 
 TRUE = "/usr/bin/true"
@@ -154,19 +152,3 @@ def test_another_allocator_among_the_libraries_is_warned_about(tmp_path: Path) -
     build(tmp_path, "int nothing;", "-shared", "-fPIC", "-Wl,-soname,libjemalloc.so.2", name="libjemalloc.so")
     program = build(tmp_path, MAIN, "-Wl,--no-as-needed", f"-L{tmp_path}", "-l:libjemalloc.so")
     assert "libjemalloc.so.2" in examine(str(program), os.environ).warnings[0]
-
-
-def test_what_elf_files_say_is_what_pyelftools_reads() -> None:
-    programs = [path for path in map(Path, ("/usr/bin/git", "/usr/bin/python3", "/bin/sh", TRUE)) if path.exists()]
-    for path in programs:
-        with open(path, "rb") as file:
-            program, elf = Program(file), ELFFile(file)
-            tags = [t for s in elf.iter_segments("PT_DYNAMIC") for t in s.iter_tags() if t.entry.d_tag == "DT_NEEDED"]
-            assert program.needed() == [tag.needed for tag in tags]
-            assert [program.interpreter()] == [s.get_interp_name() for s in elf.iter_segments("PT_INTERP")]
-            symbols = elf.get_section_by_name(".dynsym")
-            for name in ("malloc", "free", "main", "Py_Main", "PyObject_Malloc"):
-                found = symbols.get_symbol_by_name(name) or []
-                functions = [s for s in found if s.entry.st_info.type == "STT_FUNC" and s.entry.st_shndx != "SHN_UNDEF"]
-                assert program.defines(name.encode()) == bool(functions), (path, name)
-            program.close()
