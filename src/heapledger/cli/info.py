@@ -203,13 +203,14 @@ def _ending(process: dict[str, Any]) -> str:
 
 
 def _render_process(process: dict[str, Any], page: Page, *, alone: bool) -> None:
-    from heapledger.analyzer.reports.text import duration, size
+    from heapledger.analyzer.reports.text import counted, duration, size
 
     page.heading("Events" if alone else f"Process {process['pid']}")
     page.line(", ".join(f"{count:,} {name}" for name, count in process["kinds"].items()) or "no events")
     page.line(
-        f"libc {process['libc_version'] or 'not known'}, {process['threads']} threads, {process['modules']} modules,"
-        f" {process['samples']:,} samples"
+        f"libc {process['libc_version'] or 'not known'}, {counted(process['threads'], 'thread')},"
+        f" {counted(process['modules'], 'module')},"
+        f" {counted(process['samples'], 'sample')}"
     )
     for snapshot in process["snapshots"]:
         page.line(
