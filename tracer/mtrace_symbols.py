@@ -6,11 +6,11 @@ what the log says itself: where the log names a function, the file has to have t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from heapledger.store.writer import TraceWriter
+from heapledger.tracer.resolve import frame_rows
 
 #: Callers of one object: address as the log has it → function as the log has it ("" if it has none).
 Callers = Mapping[int, str]
@@ -32,7 +32,7 @@ def resolve(writer: TraceWriter, modules: Mapping[str, int], callers: Mapping[st
             own = [address + base - 1 if address < base else address - 1 for address in addresses]
             found = dict(zip(addresses, symbolizer.resolve(path, own), strict=True))
             agreed = {a: frames for a, frames in found.items() if frames and wanted[a] in ("", frames[-1].function)}
-            writer.add_frames(_rows(modules[path], agreed))
+            writer.add_frames(frame_rows(agreed, {modules[path]: agreed}))
             resolved += len(agreed)
     finally:
         symbolizer.close()
@@ -44,16 +44,3 @@ def _base(path: str) -> int:
     from heapledger.tracer.symbols import load_bias
 
     return max(-load_bias(path, 0, 0), 0)
-
-
-def _rows(module_id: int, found: Mapping[int, list[Any]]) -> Iterator[dict[str, Any]]:
-    for offset, frames in found.items():
-        for depth, frame in enumerate(frames):
-            yield {
-                "module_id": module_id,
-                "offset": offset,
-                "depth": depth,
-                "function": frame.function,
-                "file": frame.file,
-                "line": frame.line,
-            }

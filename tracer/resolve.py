@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ def resolve(addresses: Addresses, writer: TraceWriter, progress: Progress | None
                 part = offsets[low : low + _PORTION]
                 found = dict(zip(part, symbolizer.resolve(path, [o - 1 for o in part], build_id or None), strict=True))
                 resolved += sum(1 for frames in found.values() if frames)
-                writer.add_frames(_rows(found, modules))
+                writer.add_frames(frame_rows(found, modules))
                 done += len(part)
                 if progress:
                     progress(done, total)
@@ -85,7 +85,8 @@ def resolve(addresses: Addresses, writer: TraceWriter, progress: Progress | None
     return resolved
 
 
-def _rows(found: dict[int, list[Any]], modules: dict[int, list[int]]) -> Iterator[dict[str, Any]]:
+def frame_rows(found: Mapping[int, list[Any]], modules: Mapping[int, Iterable[int]]) -> Iterator[dict[str, Any]]:
+    """Rows of the table `frame` for the offsets of each module (by id); `found`: offset → frames, innermost first."""
     for module_id, offsets in modules.items():
         for offset in offsets:
             for depth, frame in enumerate(found.get(offset, ())):
