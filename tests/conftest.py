@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from compared import Both, runner
 
 NATIVE = Path(__file__).parent / "native"
 
@@ -40,3 +41,9 @@ def heapledger() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(argv, check=False, **settings)  # type: ignore[call-overload, no-any-return]
 
     return run
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Callable[..., Both]:
+    """`both(argv)` runs a command alone and then traced, each in an empty folder of the same path."""
+    return runner(tmp_path)
