@@ -203,6 +203,7 @@ def older(path: Path) -> None:
         "ALTER TABLE snapshot DROP COLUMN consistent",
         "ALTER TABLE snapshot DROP COLUMN pause_ns",
         "ALTER TABLE process DROP COLUMN notes",
+        "ALTER TABLE process DROP COLUMN sample_bytes",
         "PRAGMA user_version = 0",
     )
 

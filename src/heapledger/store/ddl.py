@@ -9,7 +9,7 @@ from pathlib import Path
 
 APPLICATION_ID = 0x484C4447
 #: Raised whenever a table changes. Files of an older version that `store.migrate` knows are upgraded in a copy.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def render() -> str:
@@ -52,6 +52,7 @@ CREATE TABLE process (
     page_size INTEGER NOT NULL,
     events INTEGER NOT NULL,
     lost INTEGER NOT NULL,
+    sample_bytes INTEGER NOT NULL,
     notes JSON NOT NULL,
     PRIMARY KEY (id),
     FOREIGN KEY(parent_id) REFERENCES process (id)

@@ -3,7 +3,8 @@
 | version | what it was                                                                       |
 |---------|-----------------------------------------------------------------------------------|
 | 0       | drafts: snapshots without `consistent` and `pause_ns`, processes without `notes`  |
-| 1       | the first released version                                                        |
+| 1       | processes without `sample_bytes`: everything was recorded                         |
+| 2       | the present one                                                                   |
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ def _from_0(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE process ADD COLUMN notes JSON NOT NULL DEFAULT '[]'")
 
 
+def _from_1(connection: sqlite3.Connection) -> None:
+    connection.execute("ALTER TABLE process ADD COLUMN sample_bytes INTEGER NOT NULL DEFAULT 0")
+
+
 #: Version → what turns it into the next one.
-STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {0: _from_0}
+STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {0: _from_0, 1: _from_1}
 
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:

@@ -111,6 +111,7 @@ class Process(Base):
     page_size: Mapped[int]
     events: Mapped[int]
     lost: Mapped[int]  # events known to be missing
+    sample_bytes: Mapped[int]  # mean bytes between recorded allocations (Poisson by bytes); 0: all were recorded
     notes: Mapped[list[str]]  # what went wrong, a line each
 
 
