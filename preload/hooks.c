@@ -116,12 +116,13 @@ HL_EXPORT void *reallocarray(void *old, size_t count, size_t size)
 }
 
 /* Recorded before the real call, so that the address cannot be seen to be used again before. */
-static inline __attribute__((always_inline)) void free_block(void *block, uintptr_t sp)
+static inline __attribute__((always_inline)) void free_block(void *block, uintptr_t ip, uintptr_t sp, uintptr_t bp)
 {
     struct hl_event event;
     struct hl_thread *thread = record_thread();
     uint64_t word = word_before(block);
     bool wide = word >= HL_SIZE_EXT;
+    uint32_t stack = thread && hl_settings.free_stacks ? stack_capture(ip, sp, bp) : 0;
     if (!thread || !record_reserve(&event, thread, 1 + wide, sp)) {
         REAL(free)(block);
         return;
@@ -130,33 +131,33 @@ static inline __attribute__((always_inline)) void free_block(void *block, uintpt
         struct hl_values v = {.size = word};
         record_extend(&event, &v);
     }
-    record_open(&event, HL_FREE, 0, (uint64_t)block & HL_ADDR_MASK, wide ? HL_SIZE_EXT : word);
+    record_open(&event, HL_FREE, stack, (uint64_t)block & HL_ADDR_MASK, wide ? HL_SIZE_EXT : word);
     hl_real.free(block);
     record_result(&event, (uint64_t)block, 0, 0);
 }
 
 HL_EXPORT void free(void *block)
 {
-    free_block(block, CALLER_SP);
+    free_block(block, CALLER_IP, CALLER_SP, CALLER_BP);
 }
 
 HL_EXPORT void cfree(void *block)
 {
-    free_block(block, CALLER_SP);
+    free_block(block, CALLER_IP, CALLER_SP, CALLER_BP);
 }
 
 /* C23, in newer libcs: the same as free there, without passing through it. */
 HL_EXPORT void free_sized(void *block, size_t size)
 {
     (void)size;
-    free_block(block, CALLER_SP);
+    free_block(block, CALLER_IP, CALLER_SP, CALLER_BP);
 }
 
 HL_EXPORT void free_aligned_sized(void *block, size_t alignment, size_t size)
 {
     (void)alignment;
     (void)size;
-    free_block(block, CALLER_SP);
+    free_block(block, CALLER_IP, CALLER_SP, CALLER_BP);
 }
 
 /* ---- aligned blocks ---- */

@@ -66,6 +66,8 @@ static void parse_option(const char *text)
         hl_settings.depth = clamp(parse_number(value), 1, 4096);
     else if ((value = after_prefix(text, "quiet=")))
         hl_settings.quiet = parse_number(value) != 0;
+    else if ((value = after_prefix(text, "free_stacks=")))
+        hl_settings.free_stacks = parse_number(value) != 0;
 }
 
 static void parse_options(const char *text)
@@ -85,7 +87,7 @@ static void settings_read(void)
 {
     if (hl_settings.ready)
         return;
-    hl_settings = (struct hl_settings){.hold_ms = 10000, .ring_slots = 32768, .depth = 128};
+    hl_settings = (struct hl_settings){.hold_ms = 10000, .ring_slots = 32768, .depth = 128, .free_stacks = true};
     for (char **e = host_environment(); e && *e; e++) {
         const char *value = after_prefix(*e, "HEAPLEDGER_SPOOL=");
         if (value && *value) {

@@ -38,6 +38,7 @@ struct hl_settings {
     bool ready;
     bool enabled;
     bool quiet;
+    bool free_stacks;
     uint32_t hold_ms;
     uint32_t ring_slots;
     uint32_t depth;

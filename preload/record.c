@@ -115,6 +115,7 @@ static void thread_describe(struct hl_thread *t)
     t->tid = host_tid();
     t->depth = 0;
     t->last_tick = 0;
+    t->coarse_seen = __atomic_load_n(&hl_control_page->coarse, __ATOMIC_RELAXED) - 1;
     t->flood_tail = ~0ull;
     t->tail_seen = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);
     ring->tid = (uint32_t)t->tid;

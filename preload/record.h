@@ -26,6 +26,7 @@ struct hl_thread {
     uint64_t capacity;
     uint64_t tail_seen;
     uint64_t last_tick;
+    uint32_t coarse_seen; /* control.coarse when last_tick was read; where that is 0, something else */
     uint64_t flood_tail; /* ring.tail when waiting for room was given up; no second wait until it moves. ~0: none */
     struct {
         uint64_t *slot;
@@ -134,10 +135,20 @@ static inline void put(uint64_t *at, uint64_t value)
     __atomic_store_n(at, value, __ATOMIC_RELEASE);
 }
 
+/* The tick of an event of `slots` slots from `head` on: "Time" in spool.h. */
+static inline uint64_t record_tick(struct hl_thread *t, uint64_t head, uint32_t slots)
+{
+    uint32_t coarse = __atomic_load_n(&hl_control_page->coarse, __ATOMIC_RELAXED);
+    if (likely(coarse == t->coarse_seen) && likely(!((head ^ (head + slots)) & 8)))
+        return t->last_tick;
+    t->coarse_seen = coarse ? coarse : ~0u;
+    return host_tsc() >> HL_TICK_SHIFT;
+}
+
 /* Entry of a call: reserves the slots and takes the numbers. False: not recorded (e is not used then). */
 static inline bool record_reserve(struct hl_event *e, struct hl_thread *t, uint32_t slots, uintptr_t sp)
 {
-    uint64_t tick = host_tsc() >> HL_TICK_SHIFT;
+    uint64_t tick = record_tick(t, t->ring->head, slots);
     if (unlikely(t->depth))
         record_nested(t, sp);
     if (unlikely(t->ring->head + slots + HL_ROOM_OUTER - t->tail_seen > t->capacity) &&

@@ -37,7 +37,7 @@
  *           a power of two, else 0xffff and arg, arg2 in HL_EXT
  *   size    FREE: the word at addr-8 (0 for a null pointer). Others: as in the table; all ones: in HL_EXT
  *   seq     the low 40 bits of the entry sequence number
- *   tick    the low 24 bits of (TSC >> tick_shift), at entry
+ *   tick    the low 24 bits of (TSC >> tick_shift), not later than the entry: see "Time" below
  *
  *   HL_EXT   w0 kind, lap, more, done (always 1: the event's own slot says when it is final);  first: w1 arg, w2 arg2, w3 size, 64 bits each;  second: w1 the `word` column
  *   HL_LATE  w0 kind, lap, done;  w1 the word at addr-8, w2 seq_exit, w3 seq (all 64 bits)
@@ -47,6 +47,11 @@
  * Example, malloc(24) = 0x55d0c0de02a0 from stack 7, entry 5, exit 6, in the first lap, word 0x21:
  *   w0 = 00000007 00000381   (stack 7 | span 1 << 9 | done | lap | kind 1)
  *   w1 = 0001 55d0c0de02a0   (word 0x21 - HL_CHUNK(24) 0x20 = 1)   w2 = 0000 000000000018   w3 = tick << 40 | 5
+ *
+ * Time. Reading the TSC costs more than all the rest of a slot, so the owner reads it only for the first event of a thread, for
+ * one that touches a slot whose number is 7 (mod 8), and where control.coarse is not what it was at its last reading (every
+ * time while that is 0: nobody keeps it). Other events repeat the tick of the one before them in their ring. So an event's time
+ * is that of one of the seven events before it in its thread, and older by no more than the collector's millisecond.
  *
  * Ordering. The owner reserves slots with one non-atomic xadd on `head` (a signal handler on the same thread then gets the
  * slots behind), takes the entry sequence number, writes the slot with done = 0 (its w0 last), makes the real call, takes
@@ -114,7 +119,7 @@ struct hl_control {
     uint32_t main_tid;          /* 100 */
     uint64_t self_low;          /* 104  the shim's own anonymous memory: [self_low, self_high) holds all of it */
     uint64_t self_high;         /* 112 */
-    char pad0[8];               /* 120 */
+    uint64_t sample_bytes;      /* 120  mean bytes between sampled allocations (Poisson by bytes); 0 = all are recorded */
 
     _Alignas(128) uint32_t state; /* 128  enum hl_state, a futex */
     uint32_t rings;             /* 132  ring files made so far */
@@ -127,6 +132,8 @@ struct hl_control {
     uint64_t heartbeat_ns;      /* 264  collector: CLOCK_MONOTONIC of its last round; 0 = it never came */
 
     _Alignas(128) uint64_t seq; /* 384  the next sequence number; starts at 1 */
+
+    _Alignas(128) uint32_t coarse; /* 512  collector: one more every millisecond while it lives; 0 = it keeps no time */
 };
 
 enum hl_ring_state { HL_RING_FREE = 0, HL_RING_OWNED = 1, HL_RING_LEFT = 2 /* owner said goodbye, may still free blocks */ };

@@ -50,6 +50,7 @@ class RunOptions:
     symbols: bool = True
     quiet: bool = False
     depth: int = 128
+    free_stacks: bool = True
     ring_slots: int = 32768
     keep_spool: bool = False
 
@@ -236,7 +237,8 @@ class _Run:
 
     def _spawn(self) -> int:
         preload = {"hold_ms": int(self.options.hold * 1000), "ring_slots": self.options.ring_slots}
-        settings = {**preload, "depth": self.options.depth, "quiet": int(self.options.quiet)}
+        stacks = {"depth": self.options.depth, "free_stacks": int(self.options.free_stacks)}
+        settings = {**preload, **stacks, "quiet": int(self.options.quiet)}
         variables = environment.for_target(
             environment.of_caller(),
             library=_library_for(self.spool),

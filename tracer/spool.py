@@ -84,6 +84,7 @@ CONTROL_FIELDS: dict[str, tuple[int, int, bool]] = {
     "main_tid": (100, 4, False),
     "self_low": (104, 8, False),
     "self_high": (112, 8, False),
+    "sample_bytes": (120, 8, False),
     "state": (128, 4, False),
     "rings": (132, 4, False),
     "nodes": (136, 4, False),
@@ -92,6 +93,7 @@ CONTROL_FIELDS: dict[str, tuple[int, int, bool]] = {
     "told": (260, 4, False),
     "heartbeat_ns": (264, 8, False),
     "seq": (384, 8, False),
+    "coarse": (512, 4, False),
 }
 
 #: struct hl_ring, likewise

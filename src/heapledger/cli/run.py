@@ -58,6 +58,7 @@ starts are traced too."""
 @click.option(
     "--depth", type=click.IntRange(1, 4096), default=128, show_default=True, help="Frames kept of a call stack."
 )
+@click.option("--no-free-stacks", is_flag=True, help="No call stacks of free: a smaller trace, and less time.")
 @click.option("--no-residency", is_flag=True, help="No snapshots of pages (no ledger).")
 @click.option("--no-peak", is_flag=True, help="No snapshot at the highest RSS.")
 @click.option("--no-symbols", is_flag=True, help="Do not resolve function names.")
@@ -71,6 +72,7 @@ def command(
     wait_children: float,
     hold: float,
     depth: int,
+    no_free_stacks: bool,
     no_residency: bool,
     no_peak: bool,
     no_symbols: bool,
@@ -89,6 +91,7 @@ def command(
             wait_children=wait_children,
             hold=hold,
             depth=depth,
+            free_stacks=not no_free_stacks,
             residency=not no_residency,
             peaks=not no_peak,
             symbols=not no_symbols,

@@ -34,7 +34,10 @@ in 64 bits. `word` is the chunk's size with its three flag bits (1 previous chun
 arena); it is 0 where the pointer was null.
 `seq` is taken from one counter of the process before the real call, `seq_exit` after it; `seq_exit` 0 means that the
 call was never seen to return. Two calls may only be swapped where their [seq, seq_exit] intervals overlap.
-`time` is in ns of CLOCK_MONOTONIC since the session began. `stack` is the id of the call stack (0: none taken).
+`time` is in ns of CLOCK_MONOTONIC since the session began; it may be that of one of the seven events of its thread
+before, but is never more than about a millisecond old. `stack` is the id of the call stack (0: none taken): of the
+caller of every malloc, free and their kin, and of mmap, mremap, brk and sbrk; frees have none in a trace made with
+`--no-free-stacks`, nor has what imports record without.
 `thread` is the thread's number within the process (0 is the main thread).
 """
 
