@@ -153,8 +153,8 @@ class Collector:
         if self._latest.get(image.pid) != image.name:
             self._end(followed)  # another image has taken its place, announced or not
             return taken
-        if image.released and image.state == spool.RUNNING:
-            image.released = False  # the exec failed: the program goes on
+        if image.released and (image.state == spool.RUNNING or not image.control.get("release")):
+            image.released = False  # the exec failed: the program goes on, or waits at its end already
         if image.state == spool.HOLDING and not image.released:
             self._hold(followed, now)
         elif image.released:
