@@ -1,11 +1,14 @@
 /*
- * confine.c: a program that confines itself with seccomp.
+ * confine.c: a program that confines itself with seccomp, or puts the spool out of its own reach.
  *
  * A filter that answers one of our own system calls with a signal would kill the program for something it never did. So each
  * filter is asked before it is installed: it is a short program of classic BPF, which is run here for every system call that
  * the shim makes. If the answer to any of them is fatal, recording stops first, and no call of ours follows: not in this
  * process, not in its children, not in what they exec. Answers that are an error are no trouble, except where waiting and
  * telling the time depend on them. Filters installed by a bare `syscall` instruction are not seen.
+ *
+ * Who becomes another user, changes its root or forbids itself files cannot make a ring for a new thread any more: some are made
+ * before (image_leave).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,16 +16,20 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 
 #include "hooks.h"
 #include "image.h"
 
+#define PR_SET_NAME_ 15
 #define PR_GET_NAME_ 16
 #define PR_SET_SECCOMP_ 22
+#define PR_GET_NO_NEW_PRIVS_ 39
 #define WIPE_ON_FORK 18
 #define FIXED_NOREPLACE 0x100000
 #define SOME 0x110000000000ull /* an address of ours */
@@ -65,6 +72,13 @@ static const struct {
     {SYS_unlink, false, {SOME}},
     {SYS_readlink, false, {SOME, SOME, 4096}},
     {SYS_faccessat, false, {(uint64_t)AT_FDCWD, SOME, 1}},
+    {SYS_openat, false, {(uint64_t)AT_FDCWD, SOME, O_RDONLY | O_CLOEXEC | O_NONBLOCK}},
+    {SYS_pread64, false, {3, SOME, 256}},
+    {SYS_fstat, false, {3, SOME}},
+    {SYS_geteuid, false, {0}},
+    {SYS_getuid, false, {0}},
+    {SYS_getgid, false, {0}},
+    {SYS_prctl, false, {PR_GET_NO_NEW_PRIVS_}},
 };
 
 /* ---- running a filter ---- */
@@ -182,16 +196,31 @@ static bool answer_will_do(uint32_t answer, bool needed)
     }
 }
 
+static uint32_t filter_answer(const struct sock_fprog *program, int number, const uint64_t arguments[6])
+{
+    struct seccomp_data data = {.nr = number, .arch = AUDIT_ARCH_X86_64, .instruction_pointer = (uintptr_t)&filter_answer};
+    __builtin_memcpy(data.args, arguments, sizeof data.args);
+    return run_filter(program, &data);
+}
+
 static bool filter_lets_us_live(const struct sock_fprog *program)
 {
-    for (size_t i = 0; i < sizeof our_calls / sizeof *our_calls; i++) {
-        struct seccomp_data data = {.nr = our_calls[i].number, .arch = AUDIT_ARCH_X86_64,
-                                    .instruction_pointer = (uintptr_t)&filter_lets_us_live};
-        __builtin_memcpy(data.args, our_calls[i].arguments, sizeof data.args);
-        if (!answer_will_do(run_filter(program, &data), our_calls[i].needed))
+    for (size_t i = 0; i < sizeof our_calls / sizeof *our_calls; i++)
+        if (!answer_will_do(filter_answer(program, our_calls[i].number, our_calls[i].arguments), our_calls[i].needed))
             return false;
-    }
     return true;
+}
+
+/* Whether the filter refuses what making a new file takes. */
+static bool filter_forbids_files(const struct sock_fprog *program)
+{
+    for (size_t i = 0; i < sizeof our_calls / sizeof *our_calls; i++) {
+        int number = our_calls[i].number;
+        if ((number == SYS_open || number == SYS_fallocate || number == SYS_mmap) &&
+            (filter_answer(program, number, our_calls[i].arguments) & SECCOMP_RET_ACTION_FULL) == SECCOMP_RET_ERRNO)
+            return true;
+    }
+    return false;
 }
 
 /* ---- where filters are installed ---- */
@@ -199,8 +228,11 @@ static bool filter_lets_us_live(const struct sock_fprog *program)
 /* mode: SECCOMP_MODE_STRICT (read, write and exit only) or SECCOMP_MODE_FILTER. Callers try with NULL what the kernel knows. */
 static void confining(unsigned long mode, const struct sock_fprog *program)
 {
-    if (mode == SECCOMP_MODE_STRICT || (mode == SECCOMP_MODE_FILTER && program && program->filter && !filter_lets_us_live(program)))
+    bool filters = mode == SECCOMP_MODE_FILTER && program && program->filter;
+    if (mode == SECCOMP_MODE_STRICT || (filters && !filter_lets_us_live(program)))
         image_confine();
+    else if (filters && filter_forbids_files(program))
+        image_leave();
 }
 
 HL_EXPORT int prctl(int option, ...)
@@ -212,30 +244,131 @@ HL_EXPORT int prctl(int option, ...)
     va_end(more);
     if (unlikely(option == PR_SET_SECCOMP_))
         confining(a, (const struct sock_fprog *)b);
-    return REAL(prctl)(option, a, b, c, d);
+    int result = REAL(prctl)(option, a, b, c, d);
+    if (option == PR_SET_NAME_ && result == 0 && !image_is_borrowed())
+        record_thread_name((uintptr_t)__builtin_thread_pointer(), (const char *)a);
+    return result;
 }
+
+/* ---- another user, another root: the spool is this user's, and lies under this root */
+
+HL_EXPORT int chroot(const char *path)
+{
+    image_leave();
+    return REAL(chroot)(path);
+}
+
+/* `user` will be the effective user, by which files are opened. All ones: it stays. */
+static void becoming(uid_t user)
+{
+    if (user != (uid_t)-1 && user != (uid_t)host_call0(SYS_geteuid))
+        image_leave();
+}
+
+HL_EXPORT int setuid(uid_t user)
+{
+    becoming(user);
+    return REAL(setuid)(user);
+}
+
+HL_EXPORT int seteuid(uid_t user)
+{
+    becoming(user);
+    return REAL(seteuid)(user);
+}
+
+HL_EXPORT int setfsuid(uid_t user)
+{
+    becoming(user);
+    return REAL(setfsuid)(user);
+}
+
+HL_EXPORT int setreuid(uid_t real, uid_t effective)
+{
+    becoming(effective);
+    return REAL(setreuid)(real, effective);
+}
+
+HL_EXPORT int setresuid(uid_t real, uid_t effective, uid_t saved)
+{
+    becoming(effective);
+    return REAL(setresuid)(real, effective, saved);
+}
+
+/* ---- system calls by their numbers */
 
 /* libc's syscall(), once it is known: nearly all calls jump straight to it. */
 HL_HIDDEN long (*confine_real_syscall)(long, ...);
 
-/* Of seccomp(2) here: its operation and its argument. Gives where to jump to. */
-__attribute__((used)) static void *confine_before_syscall(long number, unsigned long operation, unsigned long flags,
-                                                          const struct sock_fprog *program)
+/* Whether such a call makes a child with a copy of our memory, which goes on where its parent does. */
+static bool is_fork(long number, unsigned long first, unsigned long second)
 {
-    (void)flags;
-    if (number == SYS_seccomp && operation <= SECCOMP_SET_MODE_FILTER)
-        confining(operation == SECCOMP_SET_MODE_STRICT ? SECCOMP_MODE_STRICT : SECCOMP_MODE_FILTER, program);
-    confine_real_syscall = REAL(syscall);
-    return (void *)confine_real_syscall;
+    const struct clone_args *more = (const struct clone_args *)first;
+    if (number == SYS_fork)
+        return true;
+    if (number == SYS_clone)
+        return !(first & CLONE_VM) && !second;
+    return number == SYS_clone3 && more && second >= offsetof(struct clone_args, tls) && !(more->flags & CLONE_VM) && !more->stack;
 }
+
+static long fork_by_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+    image_fork_before();
+    long child = confine_real_syscall(number, a, b, c, d, e, f);
+    if (child == 0)
+        image_fork_child();
+    else
+        image_fork_parent((pid_t)child);
+    return child;
+}
+
+/* Looks at one of the calls below, of which these are the first arguments. Gives where to jump to. */
+__attribute__((used)) static void *confine_before_syscall(long number, unsigned long first, unsigned long second, unsigned long third)
+{
+    if (number == SYS_seccomp && first <= SECCOMP_SET_MODE_FILTER)
+        confining(first == SECCOMP_SET_MODE_STRICT ? SECCOMP_MODE_STRICT : SECCOMP_MODE_FILTER, (const struct sock_fprog *)third);
+    else if (number == SYS_setuid || number == SYS_setfsuid)
+        becoming((uid_t)first);
+    else if (number == SYS_setreuid || number == SYS_setresuid)
+        becoming((uid_t)second);
+    else if (number == SYS_chroot || number == SYS_pivot_root)
+        image_leave();
+    confine_real_syscall = REAL(syscall);
+    return is_fork(number, first, second) ? (void *)fork_by_syscall : (void *)confine_real_syscall;
+}
+
+#define BIT(nr) [(nr) / 8] = 1 << (nr) % 8
+#define CALLS 448
+
+/* The numbers to look at: two with the same byte are one entry. */
+__attribute__((used)) HL_HIDDEN const uint8_t confine_looked_at[CALLS / 8] = {
+    BIT(SYS_clone) | 1 << SYS_fork % 8, /* 56, 57 */
+    BIT(SYS_setuid),                    /* 105 */
+    [SYS_setreuid / 8] = 1 << SYS_setreuid % 8 | 1 << SYS_setresuid % 8, /* 113, 117 */
+    BIT(SYS_setfsuid),                  /* 122 */
+    BIT(SYS_pivot_root),                /* 155 */
+    BIT(SYS_chroot),                    /* 161 */
+    BIT(SYS_seccomp),                   /* 317 */
+    BIT(SYS_clone3),                    /* 435 */
+};
+_Static_assert(SYS_clone / 8 == SYS_fork / 8 && SYS_setreuid / 8 == SYS_setresuid / 8 && SYS_clone3 < CALLS, "one byte each");
 
 __asm__(".text\n"
         ".globl syscall\n"
         ".type syscall, @function\nsyscall:\n"
         ".cfi_startproc\n"
         "endbr64\n"
-        "cmpq $317, %rdi\n" /* SYS_seccomp */
-        "je 1f\n"
+        "cmpq $448, %rdi\n" /* CALLS */
+        "jae 2f\n"
+        "movq %rdi, %rax\n"
+        "shrq $3, %rax\n"
+        "leaq confine_looked_at(%rip), %r11\n"
+        "movzbl (%r11, %rax), %eax\n"
+        "movl %edi, %r11d\n"
+        "andl $7, %r11d\n"
+        "btl %r11d, %eax\n"
+        "jc 1f\n"
+        "2:\n"
         "movq confine_real_syscall(%rip), %rax\n"
         "testq %rax, %rax\n"
         "je 1f\n"

@@ -6,12 +6,16 @@
 #include <spawn.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/types.h>
 #include <threads.h>
 
 #include "host.h"
 #include "record.h"
 #include "stack.h"
+
+struct termios;
+struct winsize;
 
 #define HL_EXPORT __attribute__((visibility("default"), noinline))
 
@@ -36,8 +40,18 @@
     X(int, brk, (void *))                                                                                              \
     X(void *, sbrk, (intptr_t))                                                                                        \
     X(int, pthread_create, (pthread_t *, const pthread_attr_t *, void *(*)(void *), void *))                           \
+    X(int, pthread_setname_np, (pthread_t, const char *))                                                              \
     X(int, thrd_create, (thrd_t *, thrd_start_t, void *))                                                              \
     X(pid_t, fork, (void))                                                                                             \
+    X(pid_t, _Fork, (void))                                                                                            \
+    X(int, forkpty, (int *, char *, const struct termios *, const struct winsize *))                                   \
+    X(int, clone, (int (*)(void *), void *, int, void *, ...))                                                         \
+    X(int, posix_spawn, (pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,         \
+                         char *const *, char *const *))                                                                \
+    X(int, posix_spawnp, (pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,        \
+                          char *const *, char *const *))                                                               \
+    X(int, system, (const char *))                                                                                     \
+    X(FILE *, popen, (const char *, const char *))                                                                     \
     X(void *, dlopen, (const char *, int))                                                                             \
     X(void *, dlmopen, (long, const char *, int))                                                                      \
     X(int, dlclose, (void *))                                                                                          \
@@ -49,6 +63,12 @@
     X(int, execvpe, (const char *, char *const *, char *const *))                                                      \
     X(int, fexecve, (int, char *const *, char *const *))                                                               \
     X(int, execveat, (int, const char *, char *const *, char *const *, int))                                           \
+    X(int, chroot, (const char *))                                                                                     \
+    X(int, setuid, (uid_t))                                                                                            \
+    X(int, seteuid, (uid_t))                                                                                           \
+    X(int, setfsuid, (uid_t))                                                                                          \
+    X(int, setreuid, (uid_t, uid_t))                                                                                   \
+    X(int, setresuid, (uid_t, uid_t, uid_t))                                                                           \
     X(int, prctl, (int, ...))                                                                                          \
     X(long, syscall, (long, ...))
 

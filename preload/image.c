@@ -182,14 +182,19 @@ static struct parent parent_take(void)
 static bool image_make(void)
 {
     uint64_t start_break = (uint64_t)host_call1(SYS_brk, 0);
+    struct hl_control *of_parent = last_image.control;
+    int error = 0, made = 0;
+    hl_image->pid = host_pid();
+    if (!of_parent || of_parent->state < HL_ENDED) {
+        made = spool_make_folder(hl_image);
+        if (made < 0 && of_parent)
+            __atomic_fetch_add(&of_parent->unseen, 1, __ATOMIC_RELAXED);
+    }
     struct parent parent = parent_take();
-    int error = 0;
     if (parent.over) { /* it had stopped recording: so does the child */
         start_failed(0);
         return false;
     }
-    hl_image->pid = host_pid();
-    int made = spool_make_folder(hl_image);
     struct hl_control *control = made < 0 ? NULL : spool_make("control", -1, HL_PAGE, &error);
     if (!control) {
         start_failed(made < 0 ? -made : error);
@@ -291,6 +296,14 @@ void image_confine(void)
     environment_disable();
     hl_settings.enabled = false;
     image_stop(HL_STOP_CONFINED, 0, "the program forbids itself (seccomp) the system calls of recording");
+}
+
+void image_leave(void)
+{
+    if (hl_image->mode != HL_MODE_ON || image_is_borrowed() || __atomic_exchange_n(&hl_image->left, 1, __ATOMIC_SEQ_CST))
+        return;
+    record_prepare();
+    (void)spool_stack_segment(hl_control_page->nodes / HL_SEGMENT_NODES + 1);
 }
 
 /* ---- the end ---- */

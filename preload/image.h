@@ -28,6 +28,8 @@ struct hl_image {
     int pid;
     uint32_t number; /* N of the folder PID.N */
     uint32_t threads;
+    uint32_t left;    /* image_leave has been here */
+    uint32_t remarks; /* lines about children that will not be seen */
     char folder[3584]; /* of this image, with a slash at the end */
 };
 
@@ -58,6 +60,12 @@ void image_stop(enum hl_stop reason, int error, const char *text);
  * system call any more, in this process, its fork children and what they exec.
  */
 void image_confine(void);
+
+/*
+ * The program is about to put the spool out of its own reach (another user, another root, no more files): what recording needs for a
+ * while is made while it can be. Once an image.
+ */
+void image_leave(void);
 
 /* True in a vfork child, which runs in its parent's memory: nothing may be held or ended there. */
 bool image_is_borrowed(void);

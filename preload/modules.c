@@ -169,7 +169,7 @@ static struct module *module_new(void)
         if (!modules[i].high)
             return &modules[i];
     if (!truncated)
-        log_remark("too many modules, the rest is not named", "");
+        log_remark(modules ? "too many modules, the rest is not named" : "no memory to name modules", "");
     truncated = true;
     return NULL;
 }

@@ -1,14 +1,20 @@
-/* process.c: fork, exec, _exit. (exit and quick_exit come by the handlers that image.c registers; vfork, posix_spawn and
- * raw clones are recognised by image.c when they run hooks.) */
+/*
+ * process.c: fork, exec, spawn, _exit. (exit and quick_exit come by the handlers that image.c registers; a vfork child is recognised
+ * by image.c when it runs hooks; clones by system call pass through confine.c's syscall, or else show when they run hooks.)
+ */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <sched.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "hooks.h"
 #include "image.h"
 #include "modules.h"
+#include "program.h"
+#include "spool_files.h"
 
 HL_EXPORT pid_t fork(void)
 {
@@ -18,6 +24,58 @@ HL_EXPORT pid_t fork(void)
         image_fork_child();
     else
         image_fork_parent(child);
+    return child;
+}
+
+/* As fork, without libc's handlers and locks; async-signal-safe, as is all that is done here. */
+HL_EXPORT pid_t _Fork(void)
+{
+    image_fork_before();
+    pid_t child = REAL(_Fork) ? hl_real._Fork() : hl_real.fork(); /* a libc before 2.34 has none */
+    if (child == 0)
+        image_fork_child();
+    else
+        image_fork_parent(child);
+    return child;
+}
+
+HL_EXPORT int forkpty(int *terminal, char *name, const struct termios *settings, const struct winsize *size)
+{
+    image_fork_before();
+    int child = REAL(forkpty)(terminal, name, settings, size);
+    if (child == 0)
+        image_fork_child();
+    else
+        image_fork_parent(child);
+    return child;
+}
+
+/* The child's routine; the copy of the parent's stack holds what it needs. */
+struct cloned {
+    int (*routine)(void *);
+    void *argument;
+};
+
+static int clone_main(void *given)
+{
+    struct cloned c = *(struct cloned *)given;
+    image_fork_child();
+    return c.routine(c.argument);
+}
+
+/* A child that shares our memory shares the image too; any other is a fork. */
+HL_EXPORT int clone(int (*routine)(void *), void *stack, int flags, void *argument, ...)
+{
+    va_list more;
+    va_start(more, argument);
+    void *a = va_arg(more, void *), *b = va_arg(more, void *), *c = va_arg(more, void *); /* mean nothing unless the flags say so */
+    va_end(more);
+    struct cloned cloned = {routine, argument};
+    if ((flags & CLONE_VM) || !routine || !stack)
+        return REAL(clone)(routine, stack, flags, argument, a, b, c);
+    image_fork_before();
+    int child = REAL(clone)(clone_main, stack, flags, &cloned, a, b, c);
+    image_fork_parent(child);
     return child;
 }
 
@@ -36,21 +94,6 @@ HL_EXPORT void _Exit(int status)
 }
 
 /* ---- exec ---- */
-
-static bool starts_with(const char *text, const char *prefix)
-{
-    while (*prefix && *text == *prefix)
-        text++, prefix++;
-    return !*prefix;
-}
-
-static bool environment_keeps_shim(char *const *environment)
-{
-    for (; environment && *environment; environment++)
-        if (starts_with(*environment, "LD_PRELOAD=") && host_contains(*environment, "libheapledger"))
-            return true;
-    return false;
-}
 
 static bool can_run(int folder, const char *path)
 {
@@ -80,87 +123,174 @@ static bool found_in_path(const char *file, char *path, size_t room)
     }
 }
 
-/*
- * An exec is about to be tried: records it and holds, if it has a chance. True: image_resume must be called should it
- * fail. In a vfork child only the remark is made: the image there is the parent's.
- */
-static bool exec_begin(int folder, const char *path, char *const *environment)
+/* ---- starting a program ---- */
+
+#define REMARKS 200 /* a server may start a bare program for each request */
+
+static void remark(const char *why, const char *path)
 {
-    if (hl_image->mode != HL_MODE_ON || !path || !can_run(folder, path))
-        return false;
-    if (!environment_keeps_shim(environment))
-        modules_log_remark("child was started without the shim: ", path);
-    if (image_is_borrowed())
-        return false;
-    image_hold(3, 0);
-    return true;
+    char text[128];
+    uint32_t before = __atomic_fetch_add(&hl_image->remarks, 1, __ATOMIC_RELAXED);
+    if (before > REMARKS)
+        return;
+    size_t n = text_put(text, sizeof text, "child was started without the shim");
+    if (*why) {
+        n += text_put(text + n, sizeof text - n, " (");
+        n += text_put(text + n, sizeof text - n, why);
+        n += text_put(text + n, sizeof text - n, ")");
+    }
+    text_put(text + n, sizeof text - n, ": ");
+    if (before == REMARKS)
+        modules_log_remark("more children were started without the shim", "");
+    else
+        modules_log_remark(text, path);
 }
 
-static bool exec_begin_search(const char *file, char *const *environment)
+/* A program that is about to be started. */
+struct start {
+    bool possible; /* it is there, and may be run */
+    bool held; /* by image_hold: image_resume must be called should the exec fail */
+    char *const *environment; /* to start it with */
+    struct program_environment clean;
+};
+
+/* Says what will not be seen of it, and keeps the shim from programs that cannot bear it. */
+static struct start start_look(int folder, const char *path, char *const *environment)
+{
+    struct start s = {.environment = environment};
+    bool inherits = program_environment_has_shim(environment);
+    if (!hl_settings.enabled || !path || !can_run(folder, path))
+        return s;
+    s.possible = true;
+    enum program_kind kind = inherits ? program_look(folder, path) : PROGRAM_TRACEABLE;
+    if (program_needs_clean_start(kind)) {
+        s.clean = program_clean_environment(environment);
+        s.environment = s.clean.list ? s.clean.list : environment;
+    }
+    if (hl_image->mode == HL_MODE_ON && (!inherits || kind != PROGRAM_TRACEABLE))
+        remark(program_reason(kind), path);
+    return s;
+}
+
+/*
+ * An exec is about to be tried: records it and holds, if it has a chance. In a vfork child only the remark is made: the image there
+ * is the parent's.
+ */
+static struct start exec_begin(int folder, const char *path, char *const *environment)
+{
+    struct start s = start_look(folder, path, environment);
+    if (!s.possible || hl_image->mode != HL_MODE_ON || image_is_borrowed())
+        return s;
+    image_hold(3, 0);
+    s.held = true;
+    return s;
+}
+
+static struct start exec_begin_search(const char *file, char *const *environment)
 {
     char path[4096];
-    if (hl_image->mode != HL_MODE_ON || !file)
-        return false;
-    if (host_contains(file, "/"))
+    if (file && host_contains(file, "/"))
         return exec_begin(AT_FDCWD, file, environment);
-    return found_in_path(file, path, sizeof path) && exec_begin(AT_FDCWD, path, environment);
+    if (!hl_settings.enabled || !file || !found_in_path(file, path, sizeof path))
+        return (struct start){.environment = environment};
+    return exec_begin(AT_FDCWD, path, environment);
 }
 
 /* The real exec came back: it failed, and the program goes on. errno is the real call's. */
-static int exec_failed(bool begun, int result)
+static int exec_failed(struct start *s, int result)
 {
-    if (begun)
+    program_environment_free(&s->clean);
+    if (s->held)
         image_resume();
     return result;
 }
 
 HL_EXPORT int execve(const char *path, char *const *argv, char *const *environment)
 {
-    bool begun = exec_begin(AT_FDCWD, path, environment);
-    return exec_failed(begun, REAL(execve)(path, argv, environment));
+    struct start s = exec_begin(AT_FDCWD, path, environment);
+    return exec_failed(&s, REAL(execve)(path, argv, s.environment));
 }
 
 HL_EXPORT int execv(const char *path, char *const *argv)
 {
-    bool begun = exec_begin(AT_FDCWD, path, host_environment());
-    return exec_failed(begun, REAL(execv)(path, argv));
+    struct start s = exec_begin(AT_FDCWD, path, host_environment());
+    return exec_failed(&s, REAL(execve)(path, argv, s.environment));
 }
 
 HL_EXPORT int execvp(const char *file, char *const *argv)
 {
-    bool begun = exec_begin_search(file, host_environment());
-    return exec_failed(begun, REAL(execvp)(file, argv));
+    struct start s = exec_begin_search(file, host_environment());
+    return exec_failed(&s, REAL(execvpe)(file, argv, s.environment));
 }
 
 HL_EXPORT int execvpe(const char *file, char *const *argv, char *const *environment)
 {
-    bool begun = exec_begin_search(file, environment);
-    return exec_failed(begun, REAL(execvpe)(file, argv, environment));
+    struct start s = exec_begin_search(file, environment);
+    return exec_failed(&s, REAL(execvpe)(file, argv, s.environment));
 }
 
 HL_EXPORT int fexecve(int fd, char *const *argv, char *const *environment)
 {
-    char path[32] = "/proc/self/fd/";
-    size_t n = 14;
-    char digits[12];
-    int count = 0;
-    unsigned value = fd < 0 ? 0 : (unsigned)fd;
-    do
-        digits[count++] = (char)('0' + value % 10);
-    while (value /= 10);
-    while (count)
-        path[n++] = digits[--count];
-    path[n] = 0;
-    bool begun = fd >= 0 && exec_begin(AT_FDCWD, path, environment);
-    return exec_failed(begun, REAL(fexecve)(fd, argv, environment));
+    char path[32];
+    size_t n = text_put(path, sizeof path, "/proc/self/fd/");
+    text_put_number(path + n, sizeof path - n, fd < 0 ? 0 : (uint64_t)fd, 10);
+    struct start s = exec_begin(AT_FDCWD, fd < 0 ? NULL : path, environment);
+    return exec_failed(&s, REAL(fexecve)(fd, argv, s.environment));
 }
 
 HL_EXPORT int execveat(int folder, const char *path, char *const *argv, char *const *environment, int flags)
 {
-    bool begun = (flags & AT_EMPTY_PATH) ? false : exec_begin(folder, path, environment);
+    struct start s = exec_begin(folder, (flags & AT_EMPTY_PATH) ? NULL : path, environment);
     if (!hl_real.execveat && !REAL(execve)) /* before glibc 2.34 nobody could have called it */
         return -1;
-    return exec_failed(begun, REAL(execveat)(folder, path, argv, environment, flags));
+    return exec_failed(&s, REAL(execveat)(folder, path, argv, s.environment, flags));
+}
+
+HL_EXPORT int posix_spawn(pid_t *child, const char *path, const posix_spawn_file_actions_t *actions,
+                          const posix_spawnattr_t *attributes, char *const *argv, char *const *environment)
+{
+    struct start s = start_look(AT_FDCWD, path, environment);
+    int failed = REAL(posix_spawn)(child, path, actions, attributes, argv, s.environment);
+    program_environment_free(&s.clean);
+    return failed;
+}
+
+static struct start start_look_search(const char *file, char *const *environment)
+{
+    char path[4096];
+    if (file && host_contains(file, "/"))
+        return start_look(AT_FDCWD, file, environment);
+    if (!hl_settings.enabled || !file || !found_in_path(file, path, sizeof path))
+        return (struct start){.environment = environment};
+    return start_look(AT_FDCWD, path, environment);
+}
+
+HL_EXPORT int posix_spawnp(pid_t *child, const char *file, const posix_spawn_file_actions_t *actions,
+                           const posix_spawnattr_t *attributes, char *const *argv, char *const *environment)
+{
+    struct start s = start_look_search(file, environment);
+    int failed = REAL(posix_spawnp)(child, file, actions, attributes, argv, s.environment);
+    program_environment_free(&s.clean);
+    return failed;
+}
+
+/* These start a shell with the environment as it is, out of our sight. */
+static void shell_look(const char *command)
+{
+    if (command && hl_image->mode == HL_MODE_ON && !program_environment_has_shim(host_environment()))
+        remark("", command);
+}
+
+HL_EXPORT int system(const char *command)
+{
+    shell_look(command);
+    return REAL(system)(command);
+}
+
+HL_EXPORT FILE *popen(const char *command, const char *mode)
+{
+    shell_look(command);
+    return REAL(popen)(command, mode);
 }
 
 /* The arguments of an execl as an array on the caller's stack: libc does the same. */

@@ -14,6 +14,9 @@
 __thread struct hl_thread *hl_self;
 static __thread uintptr_t thread_stack_low, thread_stack_high;
 
+#define SPARE_RINGS 16
+#define SPARE_SLOTS 4096
+
 #define HL_RING_GROUPS 256
 #define HL_RING_GROUP 64
 static struct hl_thread *groups[HL_RING_GROUPS]; /* by ring number; under ring_lock */
@@ -72,10 +75,10 @@ static uint32_t ring_capacity(uint32_t index)
     return slots < 1024 ? 1024 : slots;
 }
 
-/* A new ring file, owned. NULL and *error on failure. */
-static struct hl_thread *ring_make(int *error)
+/* A new ring file in a state (HL_RING_OWNED or _FREE). NULL and *error on failure. */
+static struct hl_thread *ring_make(uint32_t capacity, uint32_t state, int *error)
 {
-    uint32_t index = hl_control_page->rings, capacity = ring_capacity(index);
+    uint32_t index = hl_control_page->rings;
     struct hl_thread *t = thread_slot(index);
     *error = ENOMEM;
     if (!t)
@@ -87,8 +90,8 @@ static struct hl_thread *ring_make(int *error)
     __builtin_memcpy(ring->magic, HL_MAGIC_RING, 8);
     ring->index = index;
     ring->capacity = capacity;
-    ring->state = HL_RING_OWNED;
-    ring->tid = (uint32_t)host_tid();
+    ring->state = state;
+    ring->tid = state == HL_RING_OWNED ? (uint32_t)host_tid() : 0;
     t->ring = ring;
     t->index = index;
     t->capacity = capacity;
@@ -136,8 +139,8 @@ static void thread_announce(struct hl_thread *t)
 
 static void ring_failed(int error)
 {
-    if (error == EACCES || error == EPERM)
-        image_stop(HL_STOP_DENIED, error, "the program changed its user, and the spool is not that user's");
+    if (error == EACCES || error == EPERM || error == ENOENT)
+        image_stop(HL_STOP_DENIED, error, "the spool is out of reach (another user or root, or files are forbidden)");
     else
         image_stop(error == ENOMEM ? HL_STOP_NO_MEMORY : HL_STOP_NO_SPACE, error, "no room for a thread's ring");
 }
@@ -148,7 +151,7 @@ static struct hl_thread *thread_take(void)
     struct hl_guard g = guard_enter(&hl_image->ring_lock);
     struct hl_thread *t = hl_image->mode == HL_MODE_ON ? ring_reuse() : NULL;
     if (!t && hl_image->mode == HL_MODE_ON)
-        t = ring_make(&error);
+        t = ring_make(ring_capacity(hl_control_page->rings), HL_RING_OWNED, &error);
     if (t) {
         thread_describe(t);
         hl_self = t;
@@ -159,6 +162,28 @@ static struct hl_thread *thread_take(void)
     if (error)
         ring_failed(error);
     return t;
+}
+
+void record_prepare(void)
+{
+    int error = 0;
+    uint32_t capacity = hl_settings.ring_slots < SPARE_SLOTS ? hl_settings.ring_slots : SPARE_SLOTS;
+    if (!record_thread())
+        return;
+    struct hl_guard g = guard_enter(&hl_image->ring_lock);
+    for (uint32_t i = 0; i < SPARE_RINGS && !error && hl_image->mode == HL_MODE_ON; i++)
+        ring_make(capacity, HL_RING_FREE, &error);
+    guard_leave(&g);
+}
+
+void record_thread_name(uintptr_t thread_pointer, const char *name)
+{
+    uint32_t rings = hl_image->mode == HL_MODE_ON ? hl_control_page->rings : 0;
+    for (uint32_t i = 0; i < rings; i++) {
+        struct hl_thread *t = thread_at(i);
+        if (t && t->ring && t->ring->thread_pointer == thread_pointer && t->ring->state == HL_RING_OWNED)
+            text_put(t->ring->name, sizeof t->ring->name, name);
+    }
 }
 
 struct hl_thread *record_thread_slow(void)

@@ -93,6 +93,15 @@ void record_thread_end(void);
  */
 void record_forget(void);
 
+/*
+ * The spool will be out of reach soon (image_leave): makes sure that this thread has a ring, and that some are there that new threads
+ * can take.
+ */
+void record_prepare(void);
+
+/* The thread whose structure is at `thread_pointer` has a new name: so its ring says. */
+void record_thread_name(uintptr_t thread_pointer, const char *name);
+
 /* Notes what the thread's creator knew about its stack, before its first event. 0 if not known. */
 void record_thread_stack(uintptr_t low, uintptr_t high);
 

@@ -150,6 +150,8 @@ void spool_append(const char *name, const char *text, size_t bytes)
     if (fd >= 0) {
         write_all((int)fd, text, bytes);
         host_call1(SYS_close, fd);
+    } else if (hl_control_page) {
+        __atomic_fetch_add(&hl_control_page->unlogged, 1, __ATOMIC_RELAXED);
     }
     guard_leave(&g);
 }

@@ -94,7 +94,7 @@ enum hl_state {
 enum hl_stop {
     HL_STOP_NONE = 0, HL_STOP_NO_SPACE = 1, HL_STOP_NO_MEMORY = 2, HL_STOP_COLLECTOR_GONE = 3, HL_STOP_TOLD = 4,
     HL_STOP_CONFINED = 5, /* seccomp would kill the program for our system calls */
-    HL_STOP_DENIED = 6    /* the spool is not this user's any more */
+    HL_STOP_DENIED = 6    /* the spool is out of reach: another user, another root, files forbidden */
 };
 
 struct hl_control {
@@ -124,8 +124,9 @@ struct hl_control {
     _Alignas(128) uint32_t state; /* 128  enum hl_state, a futex */
     uint32_t rings;             /* 132  ring files made so far */
     uint32_t nodes;             /* 136  trie nodes handed out; ids 1 .. nodes-1 (a node with ip 0 is not written yet) */
-    uint32_t pad1;
+    uint32_t unlogged;          /* 140  lines that could not be written to the log */
     uint64_t lost;              /* 144  events that could not be recorded */
+    uint32_t unseen;            /* 152  fork children that could not make a folder of their own */
 
     _Alignas(128) uint32_t release; /* 256  collector: 1 = go on; a futex */
     uint32_t told;              /* 260  collector: 1 = stop recording */

@@ -151,6 +151,14 @@ HL_EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes
     return status;
 }
 
+HL_EXPORT int pthread_setname_np(pthread_t thread, const char *name)
+{
+    int failed = REAL(pthread_setname_np)(thread, name);
+    if (!failed)
+        record_thread_name((uintptr_t)thread, name); /* a thread is known by the address of its structure */
+    return failed;
+}
+
 HL_EXPORT int thrd_create(thrd_t *thread, thrd_start_t routine, void *argument)
 {
     struct start *s = NULL;

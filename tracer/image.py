@@ -493,6 +493,10 @@ class Image:
             self.notes.append(f"{damaged} slots were damaged")
         if self.open_calls:
             self.notes.append(f"{self.open_calls} calls were not seen to return")
+        if unlogged := get("unlogged"):
+            self.notes.append(f"lines of the shim's log that could not be written: {unlogged} (code loaded late may have no name)")
+        if unseen := get("unseen"):
+            self.notes.append(f"children that could not be recorded, because the spool was out of their reach: {unseen}")
         libc = self.libc()
         self.writer.update_process(
             self.process_id,

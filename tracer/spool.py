@@ -48,7 +48,7 @@ STOP_REASONS = (
     "the collector was gone",
     "told to stop",
     "the program forbade itself (seccomp) the system calls of recording",
-    "the program changed its user, and the spool is not that user's",
+    "the spool was out of reach: the program had changed its user or its root, or forbade itself files",
 )
 RING_FREE, RING_OWNED, RING_LEFT = range(3)
 IP_CUT, IP_LOST = 1, 2
@@ -88,7 +88,9 @@ CONTROL_FIELDS: dict[str, tuple[int, int, bool]] = {
     "state": (128, 4, False),
     "rings": (132, 4, False),
     "nodes": (136, 4, False),
+    "unlogged": (140, 4, False),
     "lost": (144, 8, False),
+    "unseen": (152, 4, False),
     "release": (256, 4, False),
     "told": (260, 4, False),
     "heartbeat_ns": (264, 8, False),
