@@ -494,9 +494,9 @@ class Image:
         if self.open_calls:
             self.notes.append(f"{self.open_calls} calls were not seen to return")
         if unlogged := get("unlogged"):
-            self.notes.append(f"lines of the shim's log that could not be written: {unlogged} (code loaded late may have no name)")
+            self.notes.append(f"lines of the shim's log that could not be written: {unlogged}")
         if unseen := get("unseen"):
-            self.notes.append(f"children that could not be recorded, because the spool was out of their reach: {unseen}")
+            self.notes.append(f"children that could not be recorded (no access to the spool): {unseen}")
         libc = self.libc()
         self.writer.update_process(
             self.process_id,
