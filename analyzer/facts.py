@@ -22,6 +22,7 @@ from heapledger.analyzer.leaks.not_freed import NotFreed
 from heapledger.analyzer.ledger import HeapState, Ledger, Owner, origin_of
 from heapledger.analyzer.owners import SHIM, OwnerKind
 from heapledger.analyzer.sites import Frame, fingerprint, frame_name, site_name, site_of
+from heapledger.store.ddl import JIT
 from heapledger.store.reader import Trace
 
 #: Call sites kept by name, in a ledger; the rest is one sum.
@@ -54,7 +55,9 @@ class Names:
             biases = self._biases[process_id] = {m.path: m.bias for m in self._trace.modules(process_id)}
         for f in self._trace.frames(process_id, node):
             # The shim's own frames (it stands between a thread's start and its function) are none of the program's.
-            if not f.module.endswith("/" + SHIM):
+            if f.module == JIT and not f.function:
+                yield Frame("", None, None, "", f.address, False, None)  # nothing to recognize it by in another run
+            elif not f.module.endswith("/" + SHIM):
                 offset = _offset(f.address, biases.get(f.module))
                 yield Frame(f.function, f.file, f.line, f.module, f.address, f.inlined, offset)
 

@@ -63,12 +63,19 @@ def site_name(frames: Iterable[Frame]) -> str:
 
 def frame_name(frame: Frame) -> str:
     """One frame in a few words."""
-    where = f"{base_name(frame.file)}:{frame.line}" if frame.file and frame.line else base_name(frame.module)
+    where = place(frame.file, frame.line, frame.module)
     if frame.function:
         return f"{frame.function} ({where})" if where else frame.function
     if frame.offset is None:
         return f"{where or '??'} at {frame.address:#x}"
     return f"{where}+{frame.offset:#x}"
+
+
+def place(file: str | None, line: int | None, module: str) -> str:
+    """Where a frame is: `file.c:12`, `file.py` where no line is known, else the object."""
+    if not file:
+        return base_name(module)
+    return f"{base_name(file)}:{line}" if line else base_name(file)
 
 
 def base_name(path: str) -> str:

@@ -170,8 +170,10 @@ class Collector:
         taken = None
         try:
             image.drain(now)
-            taken = watch.take("exec" if image.control.get("exit_how") == 3 else "exit")
+            is_exec = image.control.get("exit_how") == 3
+            taken = watch.take("exec" if is_exec else "exit")
             watch.sample(now, full=True)
+            image.perf_map.hold(is_exec)
         finally:
             image.release()
             followed.released_ns = time.monotonic_ns()

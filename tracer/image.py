@@ -26,6 +26,7 @@ from heapledger.store.events import Events, Kind
 from heapledger.store.writer import TraceWriter
 from heapledger.tracer import spool
 from heapledger.tracer.clock import Clock
+from heapledger.tracer.perfmap import MARKS, MODULE, NUMBER, PerfMap
 from heapledger.tracer.resolve import Addresses
 
 #: Events kept back for a ring that is stalled; beyond it the stalled call is taken as it stands (73 bytes each).
@@ -100,6 +101,7 @@ class Image:
         self.log = spool.Log(folder / "log")
         self.module_ids = np.zeros(1, np.int64)  # by the node's `module` field: 0 is unknown
         self.modules: dict[int, dict[str, Any]] = {}
+        self.perf_map = PerfMap(self)
         self.argv: list[str] = []
         self.environment: dict[str, str] = {}
         self.exe = ""
@@ -450,6 +452,9 @@ class Image:
 
     def _drain_nodes(self, final: bool) -> None:
         while (batch := self.nodes.read(self.control.get("nodes"), final=final)) is not None:
+            if (outside := batch.address[batch.module == 0]).size and outside.max() > MARKS and self.perf_map.meet():
+                self.modules[NUMBER] = MODULE
+                self._write_modules([NUMBER])
             modules = np.minimum(batch.module, len(self.module_ids) - 1)
             module_ids = self.module_ids[modules]
             ids = np.arange(batch.first, batch.first + len(batch.address))
@@ -485,6 +490,8 @@ class Image:
         if get("end_ns"):
             self.clock.set_end(get("end_ns"), get("end_tsc"))
         self.drain(time.monotonic_ns(), final=True)
+        if fields.get("end") != "exec":
+            self.perf_map.write_frames()
         if reason := get("stop_reason"):
             text = spool.STOP_REASONS[reason] if reason < len(spool.STOP_REASONS) else f"reason {reason}"
             error = f" ({os.strerror(get('stop_errno'))})" if get("stop_errno") > 0 else ""
@@ -523,6 +530,7 @@ class Image:
         for ring in self.rings.values():
             ring.close()
         self.control.close()
+        self.perf_map.close()
         self.nodes = spool.Nodes(self.folder, self.nodes.taken)
 
     def remove(self) -> None:

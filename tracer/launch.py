@@ -300,6 +300,7 @@ class _Run:
                 main=main,
                 keep_spool=self.options.keep_spool,
             )
+            collector.addresses.wanted = self.options.symbols
             collector.start_beating()
             self._follow(collector, main)
             collector.finish()

@@ -199,6 +199,7 @@ def _collect(
         keep_spool=True,
         written=before,
     )
+    collector.addresses.wanted = symbols
     if before and symbols:
         _note_addresses(writer.path, collector.addresses)
     collector.round()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from heapledger.store.ddl import JIT
 from heapledger.store.writer import TraceWriter
 
 #: Offsets are resolved in portions, so that the progress moves and memory stays small.
@@ -30,6 +31,8 @@ class Addresses:
         self._fresh: list[npt.NDArray[np.uint64]] = []
         self._fresh_count = 0
         self._modules: dict[int, dict[str, Any]] = {}
+        self.wanted = True  # names will be asked for at the end
+        self.origins: dict[str, tuple[str, int]] = {}  # image → the image it was forked from or "", when it began
 
     def add_module(self, module_id: int, module: dict[str, Any]) -> None:
         self._modules[module_id] = module
@@ -47,6 +50,13 @@ class Addresses:
         self._seen = np.unique(np.concatenate([self._seen, *self._fresh]))
         self._fresh, self._fresh_count = [], 0
 
+    def of_module(self, module_id: int) -> list[int]:
+        """The distinct addresses in one module, ascending."""
+        self._fold()
+        ends = np.array((module_id, module_id + 1), np.uint64) << _ADDRESS_BITS
+        low, high = np.searchsorted(self._seen, ends)
+        return [int(address) for address in (self._seen[low:high] & _ADDRESS_MASK).tolist()]
+
     def by_file(self) -> Iterator[tuple[str, str, list[int], dict[int, list[int]]]]:
         """(path, build-id, distinct offsets, module id → its offsets) for every file. Offset: address - bias."""
         self._fold()
@@ -54,6 +64,8 @@ class Addresses:
         ids = (self._seen >> _ADDRESS_BITS).astype(np.int64)
         for module_id in np.unique(ids).tolist():
             module = self._modules[module_id]
+            if module["path"] == JIT:
+                continue  # named when the process ended
             low, high = np.searchsorted(ids, (module_id, module_id + 1))
             addresses = (self._seen[low:high] & _ADDRESS_MASK).tolist()
             offsets = [address - module["bias"] for address in addresses if address >= module["bias"]]

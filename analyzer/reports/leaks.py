@@ -87,7 +87,8 @@ def frame_lines(stack: list[dict[str, Any]], limit: int = _TEXT_FRAMES) -> list[
     lines = []
     shown = trimmed(stack)
     for frame in shown[:limit]:
-        where = f"{frame['file']}:{frame['line']}" if frame["file"] and frame["line"] else base_name(frame["module"])
+        line = f":{frame['line']}" if frame["line"] else ""
+        where = f"{frame['file']}{line}" if frame["file"] else base_name(frame["module"])
         if frame["function"]:
             lines.append(f"{frame['function']}  {where}" if where else frame["function"])
         else:

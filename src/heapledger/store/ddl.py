@@ -10,6 +10,8 @@ from pathlib import Path
 APPLICATION_ID = 0x484C4447
 #: Raised whenever a table changes. Files of an older version that `store.migrate` knows are upgraded in a copy.
 SCHEMA_VERSION = 2
+#: The path of the module that code belongs to which is in no object: what JIT compilers made. Its bias is 0.
+JIT = "[JIT]"
 
 
 def render() -> str:

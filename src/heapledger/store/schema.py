@@ -135,7 +135,7 @@ class Module(Base):
     __table_args__ = (UniqueConstraint("process_id", "number"),)
     id: Mapped[int] = mapped_column(primary_key=True)
     process_id: Mapped[int] = mapped_column(ForeignKey("process.id"))
-    number: Mapped[int]
+    number: Mapped[int]  # as the shim counts; -1 for ddl.JIT
     path: Mapped[str]
     build_id: Mapped[str]
     bias: Mapped[Address]
