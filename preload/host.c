@@ -319,6 +319,51 @@ void *host_symbol(const char *name)
     return l.found;
 }
 
+struct definitions {
+    const char *const *names;
+    size_t count;
+    uint32_t objects; /* still to be looked at */
+    const char *found;
+};
+
+static int look_for_names(struct dl_phdr_info *info, size_t size, void *data)
+{
+    (void)size;
+    struct definitions *d = data;
+    struct object o;
+    if (!d->objects)
+        return 1;
+    d->objects--;
+    if (object_holds(info, (uintptr_t)&far_bases) || !object_open(&o, info))
+        return 0;
+    for (size_t i = 0; i < d->count && !d->found; i++)
+        if (o.gnu_hash ? find_by_gnu_hash(&o, d->names[i]) : find_by_sysv_hash(&o, d->names[i]))
+            d->found = d->names[i];
+    return d->found != NULL;
+}
+
+const char *host_first_defined(const char *const *names, size_t count, uint32_t objects)
+{
+    struct definitions d = {.names = names, .count = count, .objects = objects};
+    dl_iterate_phdr(look_for_names, &d);
+    return d.found;
+}
+
+static int count_object(struct dl_phdr_info *info, size_t size, void *count)
+{
+    (void)info;
+    (void)size;
+    ++*(uint32_t *)count;
+    return 0;
+}
+
+uint32_t host_object_count(void)
+{
+    uint32_t count = 0;
+    dl_iterate_phdr(count_object, &count);
+    return count;
+}
+
 struct owner {
     uintptr_t address;
     const char *path;

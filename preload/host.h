@@ -90,6 +90,13 @@ void host_complain(const char *text);
  */
 void *host_symbol(const char *name);
 
+/*
+ * The first of `names` that one of the first `objects` of the loader's list defines, ours apart; NULL if none does. And how many there
+ * are now: of those that were there at the start every symbol is in the global scope.
+ */
+const char *host_first_defined(const char *const *names, size_t count, uint32_t objects);
+uint32_t host_object_count(void);
+
 /* The path of the object that holds `address`, as the loader names it; "" for the main program, NULL if none does. */
 const char *host_object_path(const void *address);
 

@@ -4,11 +4,14 @@
 
 #include <errno.h>
 #include <linux/futex.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include "guard.h"
 #include "hooks.h"
+#include "loader.h"
 #include "modules.h"
 #include "spool_files.h"
 #include "stack.h"
@@ -179,6 +182,23 @@ static struct parent parent_take(void)
     return p;
 }
 
+/*
+ * The stack that the kernel made for the first thread: at its very end lie the name of the program's file and a null pointer. How far
+ * down it may grow says the limit; nothing is known of it if that is unlimited.
+ */
+static void note_main_stack(void)
+{
+    const char *file = (const char *)getauxval(AT_EXECFN);
+    struct rlimit limit;
+    if (!file || hl_image->pid != host_tid() || host_call4(SYS_prlimit64, 0, RLIMIT_STACK, NULL, &limit) < 0)
+        return;
+    while (*file)
+        file++;
+    uintptr_t high = ((uintptr_t)file + 1 + sizeof(void *) + HL_PAGE - 1) & ~(uintptr_t)(HL_PAGE - 1);
+    if (limit.rlim_cur < high)
+        record_thread_stack((high - limit.rlim_cur) & ~(uintptr_t)(HL_PAGE - 1), high);
+}
+
 static bool image_make(void)
 {
     uint64_t start_break = (uint64_t)host_call1(SYS_brk, 0);
@@ -205,8 +225,11 @@ static bool image_make(void)
     last_image.control = control;
     last_image.pid = (uint32_t)hl_image->pid;
     last_image.number = hl_image->number;
-    if (!parent.exists)
+    if (!parent.exists) {
         (void)stack_init(hl_settings.depth); /* without memory for it every stack is 0 */
+        note_main_stack();
+        loader_note_start();
+    }
     hl_image->mode = HL_MODE_ON;
     image_describe();
     control->state = HL_RUNNING;

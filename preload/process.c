@@ -60,7 +60,9 @@ static int clone_main(void *given)
 {
     struct cloned c = *(struct cloned *)given;
     image_fork_child();
-    return c.routine(c.argument);
+    int status = c.routine(c.argument);
+    image_hold(1, status); /* where clone was called from libc ends the child itself */
+    return status;
 }
 
 /* A child that shares our memory shares the image too; any other is a fork. */
