@@ -42,7 +42,12 @@ _AGREEMENT = (
     "unknown_frees",
     "syscalls_predicted",
 )
-_HEAP = ("live_bytes", "live_blocks", "heap_bytes", "mmapped_bytes", "hole_bytes", "cached_bytes", "top_bytes")
+#: Of a sampled process only the first two are known.
+_UNSAMPLED_HEAP = ("heap_bytes", "mmapped_bytes", "hole_bytes", "cached_bytes", "top_bytes")
+_HEAP = dict.fromkeys(("live_bytes", "live_blocks"), int) | dict.fromkeys(_UNSAMPLED_HEAP, Optional_(int))
+_AMOUNT = (int, int, int, int)
+_PLACE = {"name": str, "function": str, "file": Optional_(str), "line": Optional_(int), "module": str, "stack": _STACK}
+_AMOUNTS = dict.fromkeys(("allocated", "released", "live"), _AMOUNT) | {"temporary": Optional_(_AMOUNT)}
 
 ANALYSIS = {
     "agreement": dict.fromkeys(_AGREEMENT, int) | {"forced_examples": [_EXAMPLE]},
@@ -52,7 +57,9 @@ ANALYSIS = {
     "events": int,
     "peak_live_bytes": int,
     "peak_live_ns": int,
-    "heap": dict.fromkeys(_HEAP, int),
+    "peak_live_error": int,
+    "sample_bytes": int,
+    "heap": _HEAP,
     "snapshots": [int],
     "damaged_events": int,
 }
@@ -72,19 +79,12 @@ LEDGER = {
     ],
     "sites": [
         {
-            "name": str,
-            "function": str,
-            "file": Optional_(str),
-            "line": Optional_(int),
-            "module": str,
-            "rss_bytes": int,
-            "bytes": int,
-            "blocks": int,
-            "stack": _STACK,
+            **_PLACE,
+            **dict.fromkeys(("rss_bytes", "bytes", "blocks", "rss_error", "bytes_error", "blocks_error"), int),
         }
     ],
     "other_sites": dict.fromkeys(("rss_bytes", "bytes", "blocks", "sites"), int),
-    "heap": dict.fromkeys(_HEAP, int),
+    "heap": _HEAP,
     "swap_bytes": int,
     "maps": {"compared": int, "exact": int, "differences": [str]},
     "notes": [str],
@@ -107,17 +107,30 @@ LEAKS = {
             "inherited": bool,
             "bytes": int,
             "blocks": int,
+            "bytes_error": int,
+            "blocks_error": int,
             "oldest_ns": int,
             "newest_ns": int,
             "fingerprint": str,
         }
     ],
     "stacks": int,
-    "own": (int, int),
-    "inherited": (int, int),
+    "own": _AMOUNT,
+    "inherited": _AMOUNT,
+}
+LIFETIMES = {
+    **_AMOUNTS,
+    "count": int,
+    "sites": [{**_PLACE, **_AMOUNTS, "freed_at": [{**_PLACE, "released": _AMOUNT}], "freed_at_count": int}],
 }
 #: The first part of a fact's name → its shape.
-SHAPES: dict[str, Any] = {"analysis": ANALYSIS, "ledger": LEDGER, "holes": HOLES, "leaks": LEAKS}
+SHAPES: dict[str, Any] = {
+    "analysis": ANALYSIS,
+    "ledger": LEDGER,
+    "holes": HOLES,
+    "leaks": LEAKS,
+    "lifetimes": LIFETIMES,
+}
 
 
 def fits(value: Any, shape: Any) -> bool:

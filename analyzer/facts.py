@@ -2,9 +2,11 @@
 
     analysis       agreement, profile, counts              ledger.ID   owners, call sites, figures, maps of a snapshot
     leaks          call stacks with blocks not freed       holes.ID    holes and pins of a snapshot
+    lifetimes      call sites: allocated, freed where, temporary, live
 
 A call stack is stored as [origin, node]: origin 0 is the process's own trie, 1 its parent's (a fork's child inherits
-blocks), and so on. Lists are bounded; what is left out is summed beside them.
+blocks), and so on. Lists are bounded; what is left out is summed beside them. Where a trace is a sample, amounts are
+estimates, and `..._error` is the standard error; else it is 0.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from heapledger.analyzer.glibc.states import ChunkState
 from heapledger.analyzer.holes import Hole, Holes, Pin
@@ -20,9 +23,11 @@ from heapledger.analyzer.kernel.maps_check import MapsCheck
 from heapledger.analyzer.kernel.vma import Vma
 from heapledger.analyzer.leaks.not_freed import NotFreed
 from heapledger.analyzer.ledger import HeapState, Ledger, Owner, origin_of
-from heapledger.analyzer.owners import SHIM, OwnerKind
-from heapledger.analyzer.sites import Frame, fingerprint, frame_name, site_name, site_of
-from heapledger.store.ddl import JIT
+from heapledger.analyzer.owners import OwnerKind
+from heapledger.analyzer.replay import LiveTable
+from heapledger.analyzer.sampling import error, weigh
+from heapledger.analyzer.site_table import SiteTable, program_frame
+from heapledger.analyzer.sites import Frame, fingerprint, frame_name, site_name
 from heapledger.store.reader import Trace
 
 #: Call sites kept by name, in a ledger; the rest is one sum.
@@ -30,7 +35,7 @@ MAX_SITES = 5000
 #: Call stacks kept in a list of blocks not freed; and of these, the ones that are compared frame by frame.
 MAX_STACKS, MAX_FINGERPRINTS = 10_000, 2000
 
-NO_LEAKS: dict[str, Any] = {"groups": [], "stacks": 0, "own": [0, 0], "inherited": [0, 0]}
+NO_LEAKS: dict[str, Any] = {"groups": [], "stacks": 0, "own": [0, 0, 0, 0], "inherited": [0, 0, 0, 0]}
 
 
 class Names:
@@ -40,6 +45,7 @@ class Names:
         self._trace = trace
         self._ids = [p.id for p in reversed(chain)]
         self._biases: dict[int, dict[str, int]] = {}
+        self._sites: dict[int, SiteTable] = {}
 
     def frames(self, origin: int, node: int) -> list[Frame]:
         """Innermost first; [] where nothing is known."""
@@ -50,25 +56,29 @@ class Names:
         if not node or not 0 <= origin < len(self._ids):
             return
         process_id = self._ids[origin]
-        biases = self._biases.get(process_id)
-        if biases is None:
-            biases = self._biases[process_id] = {m.path: m.bias for m in self._trace.modules(process_id)}
+        biases = self._biases_of(process_id)
         for f in self._trace.frames(process_id, node):
-            # The shim's own frames (it stands between a thread's start and its function) are none of the program's.
-            if f.module == JIT and not f.function:
-                yield Frame("", None, None, "", f.address, False, None)  # nothing to recognize it by in another run
-            elif not f.module.endswith("/" + SHIM):
-                offset = _offset(f.address, biases.get(f.module))
-                yield Frame(f.function, f.file, f.line, f.module, f.address, f.inlined, offset)
+            frame = program_frame(f, biases)
+            if frame is not None:
+                yield frame
 
+    def sites(self, origin: int) -> SiteTable:
+        """The call sites of very many stacks at once."""
+        process_id = self._ids[min(max(origin, 0), len(self._ids) - 1)]
+        if process_id not in self._sites:
+            self._sites[process_id] = SiteTable(self._trace, process_id, self._biases_of(process_id))
+        return self._sites[process_id]
 
-def _offset(address: int, bias: int | None) -> int | None:
-    return None if bias is None or address < bias else address - bias
+    def _biases_of(self, process_id: int) -> dict[str, int]:
+        if process_id not in self._biases:
+            self._biases[process_id] = {m.path: m.bias for m in self._trace.modules(process_id)}
+        return self._biases[process_id]
 
 
 def ledger_fact(
-    ledger: Ledger, state: HeapState, check: MapsCheck, vmas: Sequence[Vma], names: Names
+    ledger: Ledger, heap: dict[str, Any], check: MapsCheck, vmas: Sequence[Vma], names: Names
 ) -> dict[str, Any]:
+    """`heap`: `heap_figures`, or `sampled_figures`."""
     sites, other = _sites(ledger, names)
     return {
         "resident_bytes": ledger.resident_bytes,
@@ -77,7 +87,7 @@ def ledger_fact(
         "owners": [_owner(o, names) for o in ledger.owners],
         "sites": sites,
         "other_sites": other,
-        "heap": heap_figures(state),
+        "heap": heap,
         "swap_bytes": sum(v.swap_bytes for v in vmas),
         "maps": {"compared": check.compared, "exact": check.exact, "differences": check.differences},
         "notes": ledger.notes,
@@ -98,43 +108,66 @@ def _owner(owner: Owner, names: Names) -> dict[str, Any]:
     }
 
 
+#: Columns of amounts in a ledger's call sites.
+_SUMS = ("rss_bytes", "bytes", "blocks")
+_ERRORS = ("rss_error", "bytes_error", "blocks_error")
+
+
 def _sites(ledger: Ledger, names: Names) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Live blocks by call site, the largest first, and the sum of those that are too many."""
     merged: dict[tuple[Any, ...], dict[str, Any]] = {}
     for part in ledger.sites:
-        columns = (part.stack, part.rss_bytes, part.requested_bytes, part.blocks)
-        for node, rss, requested, blocks in zip(*(c.tolist() for c in columns), strict=True):
-            frame = site_of(names.each_frame(part.origin, node))
-            key = (
-                (frame.function, frame.file, frame.line, frame.module) if frame is not None and frame.function
-                else (frame.offset or frame.address, frame.module) if frame is not None
-                else ()
-            )  # fmt: skip
-            site = merged.get(key)
-            if site is None:
-                site = merged[key] = {
-                    "name": frame_name(frame) if frame is not None else site_name([]),
-                    "function": frame.function if frame else "",
-                    "file": frame.file if frame else None,
-                    "line": frame.line if frame else None,
-                    "module": frame.module if frame else "",
-                    "rss_bytes": 0,
-                    "bytes": 0,
-                    "blocks": 0,
-                    "stacks": 0,
-                    "largest": -1,
-                    "stack": [0, 0],
-                }
-            site["rss_bytes"] += rss
-            site["bytes"] += requested
-            site["blocks"] += blocks
-            site["stacks"] += 1
+        table = names.sites(part.origin)
+        numbers, index = np.unique(table.of(part.stack), return_inverse=True)
+        sums = [_sum_by(index, c, len(numbers)) for c in (part.rss_bytes, part.requested_bytes, part.blocks)]
+        variances = np.zeros((3, len(part.stack))) if part.variances is None else part.variances
+        spread = [np.bincount(index, weights=row, minlength=len(numbers)) for row in variances]
+        largest = _largest(index, part.requested_bytes, len(numbers))
+        for i, number in enumerate(numbers.tolist()):
+            site = merged.setdefault(table.key(number), _new_site(table.frames[number]))
+            for field, column in zip(_SUMS, sums, strict=True):
+                site[field] += int(column[i])
+            for field, row in zip(_ERRORS, spread, strict=True):
+                site[field] += float(row[i])
+            requested = int(part.requested_bytes[largest[i]])
             if requested > site["largest"]:
-                site["largest"], site["stack"] = requested, [part.origin, node]
+                site["largest"], site["stack"] = requested, [part.origin, int(part.stack[largest[i]])]
+    for site in merged.values():
+        site |= {field: error(site[field]) for field in _ERRORS}
     ordered = sorted(merged.values(), key=lambda s: (-s["rss_bytes"], -s["bytes"], s["name"]))
     rest = ordered[MAX_SITES:]
-    other = {key: sum(s[key] for s in rest) for key in ("rss_bytes", "bytes", "blocks")}
+    other = {key: sum(s[key] for s in rest) for key in _SUMS}
     return ordered[:MAX_SITES], {**other, "sites": len(rest)}
+
+
+def _sum_by(index: npt.NDArray[np.intp], values: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    sums = np.zeros(count, np.int64)
+    np.add.at(sums, index, values)
+    return sums
+
+
+def _largest(index: npt.NDArray[np.intp], values: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.intp]:
+    """Where the largest value of each group is; the first of several."""
+    order = np.lexsort((-np.arange(len(values)), values, index))
+    at = np.full(count, -1, np.intp)
+    at[index[order]] = order  # of equal indices, the last one stays
+    return at
+
+
+def site_words(frame: Frame | None) -> dict[str, Any]:
+    """A call site as it stands in facts."""
+    return {
+        "name": frame_name(frame) if frame is not None else site_name([]),
+        "function": frame.function if frame else "",
+        "file": frame.file if frame else None,
+        "line": frame.line if frame else None,
+        "module": frame.module if frame else "",
+    }
+
+
+def _new_site(frame: Frame | None) -> dict[str, Any]:
+    zeros = dict.fromkeys((*_SUMS, *_ERRORS), 0)
+    return {**site_words(frame), **zeros, "largest": -1, "stack": [0, 0]}
 
 
 def heap_figures(state: HeapState) -> dict[str, int]:
@@ -153,6 +186,19 @@ def heap_figures(state: HeapState) -> dict[str, int]:
         "hole_bytes": total(ChunkState.FREE),
         "cached_bytes": total(ChunkState.TCACHE, ChunkState.FASTBIN),
         "top_bytes": total(ChunkState.TOP),
+    }
+
+
+def sampled_figures(live: LiveTable, sample_bytes: int) -> dict[str, Any]:
+    """As `heap_figures`, from a sample: what is free, and where, is not known."""
+    w = weigh(live.requested, sample_bytes)
+    unknown = dict.fromkeys(("heap_bytes", "mmapped_bytes", "hole_bytes", "cached_bytes", "top_bytes"))
+    return {
+        "live_bytes": round(float(w.amount.sum())),
+        "live_blocks": round(float(w.blocks.sum())),
+        **unknown,
+        "live_bytes_error": error(float(w.amount_variance.sum())),
+        "live_blocks_error": error(float(w.blocks_variance.sum())),
     }
 
 
@@ -206,34 +252,43 @@ def _pin(pin: Pin | None, own_since: Sequence[int]) -> dict[str, Any] | None:
 def leaks_fact(found: Sequence[NotFreed], names: Names) -> dict[str, Any]:
     """Blocks not freed, equal resolved stacks merged, the process's own first, then by bytes."""
     merged: dict[tuple[bool, str], dict[str, Any]] = {}
-    totals = {False: [0, 0], True: [0, 0]}
+    totals: dict[bool, list[float]] = {False: [0, 0, 0, 0], True: [0, 0, 0, 0]}
     for number, group in enumerate(found):
         inherited = group.origin > 0
-        totals[inherited][0] += group.bytes
-        totals[inherited][1] += group.blocks
+        amounts = (group.bytes, group.blocks, group.bytes_variance, group.blocks_variance)
+        totals[inherited] = [a + b for a, b in zip(totals[inherited], amounts, strict=True)]
         if number >= MAX_STACKS:
             continue
         frames = names.frames(group.origin, group.stack) if number < MAX_FINGERPRINTS else []
         print_ = fingerprint(frames) if frames else ""
-        entry = {
+        entry: dict[str, Any] = {
             "stack": [group.origin, group.stack],
             "inherited": inherited,
             "bytes": group.bytes,
             "blocks": group.blocks,
+            "bytes_error": group.bytes_variance,
+            "blocks_error": group.blocks_variance,
             "oldest_ns": group.oldest_ns,
             "newest_ns": group.newest_ns,
             "fingerprint": print_,
         }
         before = merged.setdefault((inherited, print_ or f"{group.origin}.{group.stack}"), entry)
         if before is not entry:
-            before["bytes"] += group.bytes
-            before["blocks"] += group.blocks
+            for field in ("bytes", "blocks", "bytes_error", "blocks_error"):
+                before[field] += entry[field]
             before["oldest_ns"] = min(before["oldest_ns"], group.oldest_ns)
             before["newest_ns"] = max(before["newest_ns"], group.newest_ns)
+    for entry in merged.values():
+        entry |= {field: error(entry[field]) for field in ("bytes_error", "blocks_error")}
     groups = sorted(merged.values(), key=lambda g: (g["inherited"], -g["bytes"], g["stack"]))
     return {
         "groups": groups,
         "stacks": len(groups) + max(len(found) - MAX_STACKS, 0),
-        "own": totals[False],
-        "inherited": totals[True],
+        "own": _with_errors(totals[False]),
+        "inherited": _with_errors(totals[True]),
     }
+
+
+def _with_errors(total: list[float]) -> list[int]:
+    """[bytes, blocks, their variances] with standard errors in the variances' place."""
+    return [int(total[0]), int(total[1]), error(total[2]), error(total[3])]

@@ -98,6 +98,7 @@ class LiveSites:
     rss_bytes: Int64s
     requested_bytes: Int64s
     blocks: Int64s
+    variances: npt.NDArray[np.float64] | None = None  #: of the three, a row each; None: they are exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Ledger:
     sites: list[LiveSites]
     estimated: bool
     notes: list[str] = field(default_factory=list)
+    sample_bytes: int = 0  #: not 0: `sites` are estimates from a sample (sampled_ledger.py)
 
     @property
     def unexplained_bytes(self) -> int:
@@ -150,7 +152,7 @@ def spans_of(state: HeapState, page_size: int = 4096) -> Spans:
     """Everything malloc holds, as disjoint spans by ascending address."""
     parts = [p for p in (_heap_spans(state, page_size), _mapped_spans(state), _adopted_spans(state)) if len(p)]
     if not parts:
-        return _no_spans()
+        return no_spans()
     # A large heap is most of a process's memory, and its tables are of that order: nothing is copied without need.
     spans = parts[0] if len(parts) == 1 else Spans.concat(parts)
     if (spans.start[1:] < spans.start[:-1]).any():
@@ -162,7 +164,7 @@ def _heap_spans(state: HeapState, page_size: int) -> Spans:
     """The main heap's chunks, shifted by 8, with the 8 bytes before the first one."""
     table = state.chunks
     if not len(table):
-        return _no_spans()
+        return no_spans()
     chunk, size = _signed(table.start), _signed(table.size)
     start, end = chunk + 8, np.minimum(chunk + size + 8, max(state.heap_end, int(chunk[-1] + size[-1])))
     kinds = np.full((len(table), 3), _CODE[OwnerKind.UNEXPLAINED], np.uint8)
@@ -208,7 +210,7 @@ def _mapped_spans(state: HeapState) -> Spans:
     known = at >= 0
     which, user, at = which[known], user[known], at[known]
     if not len(which):
-        return _no_spans()
+        return no_spans()
     start = base[at]
     end = start + state.mapped.size[at].astype(np.int64)
     user = np.minimum(user, end)
@@ -223,7 +225,7 @@ def _adopted_spans(state: HeapState) -> Spans:
     outside = (user < state.heap_start) | (user >= max(state.heap_end, state.heap_start))
     which = np.flatnonzero(outside & ~live.mmapped)
     if not len(which):
-        return _no_spans()
+        return no_spans()
     user = user[which]
     size = np.maximum(live.chunk_size[which].astype(np.int64), 0)
     end = np.maximum(user - USER_OFFSET + size + 8, user)
@@ -263,7 +265,7 @@ def _whole(start: Int64s, end: Int64s, kind: OwnerKind) -> Spans:
     return Spans(start, end, end, end, kinds, zero, zero.astype(np.uint32), zero.astype(np.uint64))
 
 
-def _no_spans() -> Spans:
+def no_spans() -> Spans:
     nothing = np.zeros(0, np.int64)
     return _whole(nothing, nothing, OwnerKind.ARENA)
 
@@ -313,8 +315,8 @@ def balance(
     copies, _ = from_vmas(ordered, page_size=page_size, categories=(int(Category.ANON),))
     spans = spans_of(state, page_size)
     owners, sites = _book_spans(spans, residency, own_since)
-    owners += _book_pieces(tile(ordered, claims), spans, residency, copies, own_since)
-    merged = _merge(owners)
+    owners += book_pieces(tile(ordered, claims), spans, residency, copies, own_since)
+    merged = merge(owners)
     notes = ["The kernel gave no page map: pages are spread evenly over their mapping."] if estimated else []
     return Ledger(residency.total_bytes, merged, sites, estimated, notes + claims.notes)
 
@@ -344,9 +346,7 @@ def live_sites(
     """Blocks summed by call stack, apart for each process of the fork chain whose stacks they are."""
     if not len(stack):
         return []
-    origin = np.zeros(len(stack), np.int64)
-    for since in own_since[:-1]:
-        origin += time < np.uint64(max(since, 0))
+    origin = origins_of(time, own_since)
     result = []
     for which in np.unique(origin).tolist():
         mine = origin == which
@@ -355,6 +355,14 @@ def live_sites(
         blocks = np.bincount(index, minlength=len(stacks)).astype(np.int64)
         result.append(LiveSites(int(which), stacks, sums[0], sums[1], blocks))
     return result
+
+
+def origins_of(time: Uint64s, own_since: Sequence[int]) -> Int64s:
+    """As `origin_of`, of many."""
+    origin = np.zeros(len(time), np.int64)
+    for since in own_since[:-1]:
+        origin += time < np.uint64(max(since, 0))
+    return origin
 
 
 def origin_of(time: int, own_since: Sequence[int]) -> int:
@@ -369,10 +377,10 @@ def _sum_by(index: npt.NDArray[np.intp], values: Int64s, count: int) -> Int64s:
     return sums
 
 
-def _book_pieces(
+def book_pieces(
     pieces: Sequence[Piece], spans: Spans, residency: Residency, copies: Residency, own_since: Sequence[int]
 ) -> list[Owner]:
-    """What malloc left of each piece."""
+    """What malloc (its `spans`) left of each piece."""
     if not pieces:
         return []
     starts = np.array([p.start for p in pieces], np.int64)
@@ -401,7 +409,7 @@ def _book_pieces(
     return owners
 
 
-def _merge(owners: Sequence[Owner]) -> list[Owner]:
+def merge(owners: Sequence[Owner]) -> list[Owner]:
     """One line for each kind, name and stack, the largest first."""
     sums: dict[tuple[OwnerKind, str, int, int], Owner] = {}
     for owner in owners:

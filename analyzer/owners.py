@@ -26,6 +26,8 @@ _LOADER_MAX = 1 << 20
 #: A file of a spool image folder, PID.N/..., drawn in preload/spool.h.
 _SPOOL_FILE = re.compile(r"/\d+\.\d+/(control|ring\.\d+|stacks\.\d+|log|maps\.start)(\.new)?( \(deleted\))?$")
 SHIM = "libheapledger.so"
+#: Where malloc's blocks can lie in a sampled trace: names of the pieces of kind `unsampled`.
+HEAP, OTHER_ARENAS, ANONYMOUS = "heap", "heaps of other arenas", "anonymous mappings"
 
 
 class OwnerKind(StrEnum):
@@ -56,6 +58,7 @@ class OwnerKind(StrEnum):
     VDSO = "vdso"
     LOADER = "loader"
     SELF = "self"
+    UNSAMPLED = "unsampled"
     UNEXPLAINED = "unexplained"
 
 
@@ -111,6 +114,8 @@ class Claims:
     #: Anonymous memory there was before the program's first call, [start, end) each; None: nobody looked then.
     at_start: Sequence[tuple[int, int]] | None = None
     page_size: int = PAGE
+    #: The trace holds a sample of malloc's blocks: where its heaps are is known only from the kernel.
+    sampled: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -255,13 +260,17 @@ def _bss(claims: Claims) -> Iterable[_Claim]:
 def _rest_of(vma: Vma, index: int, vmas: Sequence[Vma], claims: Claims) -> tuple[OwnerKind, str]:
     """Who owns what nobody claimed of an anonymous mapping."""
     if vma.path == "[heap]":
+        if claims.sampled:
+            return OwnerKind.UNSAMPLED, HEAP
         # Below malloc's first chunk (what lies behind its top is claimed): taken by somebody else's brk.
         return OwnerKind.FOREIGN_SBRK, ""
     if _is_arena_heap(vma, index, vmas, claims.arena_blocks):
-        return OwnerKind.ARENA_UNMODELLED, ""
+        return (OwnerKind.UNSAMPLED, OTHER_ARENAS) if claims.sampled else (OwnerKind.ARENA_UNMODELLED, "")
     small = claims.at_start is None and not vma.path and vma.end - vma.start <= _LOADER_MAX
     if small and _between_objects(vma, claims.modules):
         return OwnerKind.LOADER, "ld.so"
+    if claims.sampled and not vma.path:
+        return OwnerKind.UNSAMPLED, ANONYMOUS
     return OwnerKind.UNEXPLAINED, vma.path or "anonymous"
 
 

@@ -122,6 +122,10 @@ class LiveTable:
     def __len__(self) -> int:
         return len(self.address)
 
+    def take(self, index: npt.NDArray[np.bool_]) -> LiveTable:
+        """The blocks that a mask selects."""
+        return LiveTable(*(getattr(self, name)[index] for name in self.__slots__))
+
 
 #: The most of a heap that is modelled; what lies beyond is adopted as observed. Memory taken is about 1.3 times
 #: the heap.

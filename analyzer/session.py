@@ -1,10 +1,13 @@
 """One pass over a process's events: replay, the books at each snapshot, holes, what was not freed, timelines.
 
-    events ──▶ Replay ──┬──▶ TimelineBuilder ──▶ pyramids      kept in the trace as facts and pyramids, keyed by
-               Mappings │                                      ANALYZER_VERSION: the next look needs no pass
-                        ├── at each snapshot's seq ──▶ ledger, holes, comparison of maps
-                        ├── at each fork ──▶ a copy of the state: the child goes on from there
-                        └── at the end ──▶ not freed, agreement
+    events ──▶ Replay ────┬──▶ TimelineBuilder ──▶ pyramids    kept in the trace as facts and pyramids, keyed by
+               Lifetimes  │                                    ANALYZER_VERSION: the next look needs no pass
+               Mappings   ├── at each snapshot's seq ──▶ ledger, holes, comparison of maps
+                          ├── at each fork ──▶ a copy of the state: the child goes on from there
+                          └── at the end ──▶ not freed, lifetimes by call site, agreement
+
+A sampled process (`process.sample_bytes`) has no Replay: addresses cannot be predicted from some of the events. Its
+figures are estimates from Lifetimes, and where its holes are is not known.
 
 A fork's child is analysed from its parent's state at the fork; an exec starts anew.
 """
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from heapledger.analyzer import facts as stored
 from heapledger.analyzer.fact_shapes import is_sound
@@ -29,16 +33,20 @@ from heapledger.analyzer.kernel.mappings import Mappings
 from heapledger.analyzer.kernel.residency import from_vmas
 from heapledger.analyzer.kernel.vma import Vma, sane
 from heapledger.analyzer.leaks.not_freed import not_freed
-from heapledger.analyzer.ledger import HeapState, adopted_addresses, balance
+from heapledger.analyzer.ledger import HeapState, adopted_addresses, balance, origins_of
+from heapledger.analyzer.lifetime_facts import lifetimes_fact
+from heapledger.analyzer.lifetimes import Lifetimes
 from heapledger.analyzer.owners import Claims, ModuleSpan, ThreadSpan
-from heapledger.analyzer.replay import HEAP_LIMIT_BYTES, Replay
-from heapledger.analyzer.timeline import TimelineBuilder, sample_pyramids
+from heapledger.analyzer.replay import HEAP_LIMIT_BYTES, Agreement, LiveTable, Replay, Series
+from heapledger.analyzer.sampled_ledger import arena_addresses, balance_sampled
+from heapledger.analyzer.sampling import error
+from heapledger.analyzer.timeline import MODEL_SERIES, SAMPLED_SERIES, TimelineBuilder, sample_pyramids
 from heapledger.store.events import Events
 from heapledger.store.pyramid import Pyramid
 from heapledger.store.reader import Trace
 
 #: Results made by another version are thrown away and made anew.
-ANALYZER_VERSION = "9"
+ANALYZER_VERSION = "10"
 #: The reason of the snapshot of the maps as the shim found them.
 START = "start"
 #: More snapshots on request than this are looked at only when asked for by id.
@@ -72,29 +80,63 @@ class Analysis:
     def leaks(self) -> dict[str, Any]:
         return self._fact("leaks") or stored.NO_LEAKS
 
+    def lifetimes(self) -> dict[str, Any]:
+        """Call sites by what became of their blocks; see `lifetime_facts`."""
+        return self._fact("lifetimes") or {}
+
+    @property
+    def sample_bytes(self) -> int:
+        """Not 0: the trace holds a sample, and figures are estimates."""
+        return int(self.summary["sample_bytes"])
+
     def pyramid(self, series: str) -> Pyramid | None:
         return self._pyramid(series)
 
 
 @dataclass(slots=True)
 class _Walk:
-    """The state that events move forward."""
+    """The state that events move forward. `replay` None: of a sampled process."""
 
-    replay: Replay
+    replay: Replay | None
+    lifetimes: Lifetimes
     mappings: Mappings
     profile: Profile
 
-    def copy(self) -> _Walk:
-        """For a fork's child: the same state, its own counters."""
-        replay = self.replay.copy()
-        replay.reset_agreement()
-        return _Walk(replay, self.mappings.copy(), self.profile)
+    def feed(self, events: Events, sites: npt.NDArray[np.uint32]) -> Series:
+        self.mappings.feed(events)
+        if self.replay is None:
+            return self.lifetimes.feed_estimating(events, sites)
+        self.lifetimes.feed(events, sites)
+        return self.replay.feed(events)
 
-    def heap_state(self) -> HeapState:
-        replay = self.replay
-        chunks = replay.chunks()
-        end = int(chunks.start[-1] + chunks.size[-1]) if len(chunks) else 0
-        return HeapState(chunks, replay.mmapped(), replay.live(), replay.heap_start, max(end, replay.break_address))
+    def copy(self) -> _Walk:
+        """The same state, to go on from by itself."""
+        replay = self.replay.copy() if self.replay is not None else None
+        return _Walk(replay, self.lifetimes.copy(), self.mappings.copy(), self.profile)
+
+    def begin(self, process: Any) -> None:
+        """From here on it is the state of a fork's child: it counts anew."""
+        if self.replay is not None:
+            self.replay.reset_agreement()
+        self.lifetimes.begin(process.start_ns)
+
+    def live(self) -> LiveTable:
+        """The blocks not freed; of a sampled process, those of them that were recorded."""
+        return self.lifetimes.live() if self.replay is None else self.replay.live()
+
+    def agreement(self) -> Agreement:
+        return Agreement() if self.replay is None else self.replay.agreement
+
+    def heap_figures(self) -> dict[str, Any]:
+        if self.replay is None:
+            return stored.sampled_figures(self.live(), self.lifetimes.sample_bytes)
+        return stored.heap_figures(heap_state(self.replay))
+
+
+def heap_state(replay: Replay) -> HeapState:
+    chunks = replay.chunks()
+    end = int(chunks.start[-1] + chunks.size[-1]) if len(chunks) else 0
+    return HeapState(chunks, replay.mmapped(), replay.live(), replay.heap_start, max(end, replay.break_address))
 
 
 @dataclass(slots=True)
@@ -156,8 +198,9 @@ def load(trace: Trace, row: Any) -> Analysis | None:
     if not found.summary:
         return None
     # One damaged result, and all are made anew.
-    names = [f"{kind}.{number}" for number in found.summary["snapshots"] for kind in ("ledger", "holes")]
-    return found if all(found.stored(name) is not None for name in ("leaks", *names)) else None
+    kinds = ("ledger",) if found.sample_bytes else ("ledger", "holes")
+    names = [f"{kind}.{number}" for number in found.summary["snapshots"] for kind in kinds]
+    return found if all(found.stored(name) is not None for name in ("leaks", "lifetimes", *names)) else None
 
 
 def fork_chain(rows: Sequence[Any], row: Any) -> list[Any]:
@@ -216,8 +259,11 @@ def _start(row: Any, heap_limit: int | None) -> _Walk:
     environment = {k: v for k, v in row.environment.items() if isinstance(v, str)}
     settings = Settings.from_environment(environment)
     limit = default_heap_limit() if heap_limit is None else heap_limit
-    replay = Replay(profile, settings, row.start_break, page_size=_page_size(row), heap_limit=limit)
-    return _Walk(replay, Mappings(), profile)
+    sample_bytes = max(int(row.sample_bytes), 0)
+    replay = None
+    if not sample_bytes:
+        replay = Replay(profile, settings, row.start_break, page_size=_page_size(row), heap_limit=limit)
+    return _Walk(replay, Lifetimes(sample_bytes), Mappings(), profile)
 
 
 def _page_size(row: Any) -> int:
@@ -232,10 +278,10 @@ def _walk_to(trace: Trace, chain: Sequence[Any], counter: _Counter, heap_limit: 
     for parent, child in itertools.pairwise(chain):
         for events, _ in _cut(trace.events(parent.id, last_seq=child.fork_seq - 1), []):
             if events is not None:
-                walk.replay.feed(events)
-                walk.mappings.feed(events)
+                # Whose sites the parent's blocks have does not matter: the child inherits them.
+                walk.feed(events, np.zeros(len(events), np.uint32))
                 counter.add(len(events))
-        walk.replay.reset_agreement()
+        walk.begin(child)
     return walk
 
 
@@ -274,7 +320,9 @@ def _pass_tree(
     forked = [child for child in children.get(row.id, []) if child.id in needed]
 
     def at_fork(child: Any) -> None:
-        _pass_tree(trace, child, [*chain, child], walk.copy(), counter, children, needed)
+        fresh = walk.copy()
+        fresh.begin(child)
+        _pass_tree(trace, child, [*chain, child], fresh, counter, children, needed)
 
     _store(trace, row, _pass(trace, row, chain, walk, counter, forked=forked, at_fork=at_fork))
 
@@ -295,17 +343,18 @@ def _pass(
     stops: list[tuple[int, Any, Any]] = [(s.seq, s, None) for s in snapshots]
     stops += [(child.fork_seq, None, child) for child in forked]
     stops.sort(key=lambda stop: stop[0])
-    results, timeline = _Results(), TimelineBuilder()
+    results, names = _Results(), stored.Names(trace, chain)
+    sites = names.sites(0)
+    timeline = TimelineBuilder(MODEL_SERIES if walk.replay is not None else SAMPLED_SERIES)
     for events, stop in _cut(trace.events(row.id), [s[0] for s in stops]):
         if events is not None:
-            timeline.add(events, walk.replay.feed(events))
-            walk.mappings.feed(events)
+            timeline.add(events, walk.feed(events, sites.of(events.stack)))
             counter.add(len(events))
         elif stops[stop][1] is not None:
-            _at_snapshot(trace, row, chain, walk, stops[stop][1], results)
+            _at_snapshot(trace, row, chain, walk, stops[stop][1], names, results)
         elif at_fork is not None:
             at_fork(stops[stop][2])
-    _at_end(trace, row, chain, walk, timeline, results)
+    _at_end(trace, row, chain, walk, timeline, names, results)
     return results
 
 
@@ -327,12 +376,26 @@ def _maps_at_start(trace: Trace, chain: Sequence[Any]) -> list[tuple[int, int]] 
     return [(vma.start, vma.end) for vma in read_vmas(trace, found.id) if vma.is_anonymous and not vma.path]
 
 
-def _at_snapshot(trace: Trace, row: Any, chain: Sequence[Any], walk: _Walk, snapshot: Any, results: _Results) -> None:
+def _at_snapshot(
+    trace: Trace,
+    row: Any,
+    chain: Sequence[Any],
+    walk: _Walk,
+    snapshot: Any,
+    names: stored.Names,
+    results: _Results,
+) -> None:
     """Ledger, holes and maps of one snapshot."""
-    page_size = _page_size(row)
     vmas = read_vmas(trace, snapshot.id)
-    state = walk.heap_state()
-    claims = _claims(trace, row, chain, snapshot, walk, state)
+    claims = _claims(trace, row, chain, snapshot, walk)
+    if walk.replay is None:
+        fact = _sampled_books(vmas, claims, walk, _own_since(chain), names)
+        results.facts[f"ledger.{snapshot.id}"] = fact
+        return
+    page_size = claims.page_size
+    state = heap_state(walk.replay)
+    claims.heap_start, claims.heap_end = state.heap_start, state.heap_end
+    claims.arena_blocks = adopted_addresses(state).tolist()
     own_since = _own_since(chain)
     ledger = balance(vmas, state, claims, own_since=own_since, page_size=page_size)
     residency, _ = from_vmas(vmas, page_size=page_size)
@@ -345,19 +408,41 @@ def _at_snapshot(trace: Trace, row: Any, chain: Sequence[Any], walk: _Walk, snap
         start_break=chain[0].start_break,
         page_size=page_size,
     )
-    names = stored.Names(trace, chain)
-    results.facts[f"ledger.{snapshot.id}"] = stored.ledger_fact(ledger, state, check, vmas, names)
+    figures = stored.heap_figures(state)
+    results.facts[f"ledger.{snapshot.id}"] = stored.ledger_fact(ledger, figures, check, vmas, names)
     results.facts[f"holes.{snapshot.id}"] = stored.holes_fact(holes, own_since, names)
 
 
+def _sampled_books(
+    vmas: list[Vma], claims: Claims, walk: _Walk, own_since: Sequence[int], names: stored.Names
+) -> dict[str, Any]:
+    """The ledger of a snapshot of a sampled process: no holes, and no maps to compare."""
+    live, sample_bytes = walk.live(), walk.lifetimes.sample_bytes
+    claims.sampled = True
+    claims.arena_blocks = arena_addresses(vmas, live).tolist()
+    ledger = balance_sampled(vmas, live, claims, sample_bytes, own_since=own_since, page_size=claims.page_size)
+    figures = stored.sampled_figures(live, sample_bytes)
+    return stored.ledger_fact(ledger, figures, maps_check.MapsCheck(0, 0, []), vmas, names)
+
+
 def _at_end(
-    trace: Trace, row: Any, chain: Sequence[Any], walk: _Walk, timeline: TimelineBuilder, results: _Results
+    trace: Trace,
+    row: Any,
+    chain: Sequence[Any],
+    walk: _Walk,
+    timeline: TimelineBuilder,
+    names: stored.Names,
+    results: _Results,
 ) -> None:
     """What holds after the last event."""
-    live = walk.replay.live()
-    names = stored.Names(trace, chain)
-    results.facts["leaks"] = stored.leaks_fact(not_freed(live, _own_since(chain)), names)
-    agreement = asdict(walk.replay.agreement)
+    live, own_since = walk.live(), _own_since(chain)
+    sample_bytes = walk.lifetimes.sample_bytes
+    results.facts["leaks"] = stored.leaks_fact(not_freed(live, own_since, sample_bytes), names)
+    # The replay corrects what the events got wrong (lost ones); flows go by the events alone, and so does what is live.
+    held = walk.lifetimes.live()
+    own = held.take(origins_of(held.time, own_since) == 0)
+    results.facts["lifetimes"] = lifetimes_fact(walk.lifetimes, own, names)
+    agreement = asdict(walk.agreement())
     reasons = {reason.name: count for reason, count in agreement.pop("reasons").items()}
     agreement["forced_examples"] = [
         {**example, "reason": example["reason"].name} for example in agreement["forced_examples"]
@@ -370,7 +455,9 @@ def _at_end(
         "events": timeline.events,
         "peak_live_bytes": timeline.peak_live_bytes,
         "peak_live_ns": timeline.peak_live_ns,
-        "heap": stored.heap_figures(walk.heap_state()),
+        "peak_live_error": error(walk.lifetimes.peak_variance) if sample_bytes else 0,
+        "sample_bytes": sample_bytes,
+        "heap": walk.heap_figures(),
         "snapshots": [int(name.partition(".")[2]) for name in results.facts if name.startswith("ledger.")],
         "damaged_events": sum(d.events for d in trace.damaged if d.process_id == row.id),
     }
@@ -382,8 +469,8 @@ def _own_since(chain: Sequence[Any]) -> list[int]:
     return [int(p.start_ns) for p in reversed(chain)]
 
 
-def _claims(trace: Trace, row: Any, chain: Sequence[Any], snapshot: Any, walk: _Walk, state: HeapState) -> Claims:
-    """What the trace knows of memory beside malloc's at a snapshot."""
+def _claims(trace: Trace, row: Any, chain: Sequence[Any], snapshot: Any, walk: _Walk) -> Claims:
+    """What the trace knows of memory beside malloc's at a snapshot; where malloc's is, is left open."""
     seq = snapshot.seq
     modules = [
         ModuleSpan(m.path, m.low, m.high)
@@ -396,9 +483,6 @@ def _claims(trace: Trace, row: Any, chain: Sequence[Any], snapshot: Any, walk: _
         regions=walk.mappings.regions(),
         self_low=row.self_low,
         self_high=row.self_high,
-        heap_start=state.heap_start,
-        heap_end=state.heap_end,
-        arena_blocks=adopted_addresses(state).tolist(),
         at_start=_maps_at_start(trace, chain),
         page_size=_page_size(row),
     )

@@ -33,15 +33,18 @@ _WRAPPER = re.compile(
 #: Allocation functions of languages and their libraries: operator new, containers, allocators, CPython's object memory.
 _LIBRARY = re.compile(
     r"^(?:operator new|std::|__gnu_cxx::|void\* operator new|__gnu_debug::|alloc::|__rust_|__rdl_|"
-    r"_?Py(?:Mem|Object)_(?:Raw|Debug)?(?:Raw)?(?:Malloc|Calloc|Realloc|Alloc|GC)|_PyObject_GC_|_PyMem_Debug|gc_alloc$)"
+    r"_?Py(?:Mem|Object)_(?:Raw|Debug)?(?:Raw)?(?:Malloc|Calloc|Realloc|Alloc|Free|GC)|_PyObject_GC_|_PyMem_Debug|"
+    r"operator delete|void operator delete|gc_alloc$)"
 )
+#: Functions that only pass a pointer on to free. (`list_free` is none of them: that is who frees.)
+_FREE = re.compile(r"^(?:_?_?(?:x|c|g_|git__|sqlite3_|sqlite3Db|sqlite3Mem)?_?free(?:NN)?|pcache1Free)$", re.I)
 
 
 @lru_cache(maxsize=65536)
 def is_wrapper(function: str) -> bool:
-    """Whether a function merely wraps malloc."""
+    """Whether a function merely wraps malloc, or free."""
     name = function.partition("(")[0].partition("@")[0]
-    return bool(_LIBRARY.match(function) or _WRAPPER.search(name))
+    return bool(_LIBRARY.match(function) or _WRAPPER.search(name) or _FREE.match(name))
 
 
 def site_of(frames: Iterable[Frame]) -> Frame | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ MODEL_SERIES = (
     "cached_bytes",
     "top_bytes",
 )
+#: Of a sampled trace, as estimates: where free memory is, nobody knows.
+SAMPLED_SERIES = ("live_bytes", "live_blocks")
 #: From the /proc samples: series → column.
 SAMPLE_SERIES = {"rss": "rss", "rss_anon": "rss_anon"}
 #: Buckets of the finest level. Eight times what a plot draws; seven series of it take about 0.7 MB in the file.
@@ -30,8 +32,8 @@ _FINEST = 1 << 15
 class TimelineBuilder:
     """Collects the model's series. Memory is bounded, whatever the number of events."""
 
-    def __init__(self) -> None:
-        self._builders = {name: Builder(_FINEST) for name in MODEL_SERIES}
+    def __init__(self, series: Sequence[str] = MODEL_SERIES) -> None:
+        self._builders = {name: Builder(_FINEST) for name in series}
         self._reached = 0
         self.events = 0
         self.peak_live_bytes = 0

@@ -140,6 +140,7 @@ class Image:
             self_low=get("self_low"),
             self_high=get("self_high"),
             page_size=os.sysconf("SC_PAGE_SIZE"),
+            sample_bytes=get("sample_bytes"),
         )
         self._write_modules(list(self.modules))
         return self.process_id

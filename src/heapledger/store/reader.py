@@ -94,7 +94,7 @@ class Vma:
 
 
 @dataclass(slots=True)
-class _Nodes:
+class Nodes:
     """A process's trie of call stacks, sorted by node."""
 
     node: Int64s
@@ -134,7 +134,7 @@ class Trace:
         self._deadline = 0.0
         self._facts: dict[tuple[int, str], tuple[str, dict[str, Any]]] = {}
         self._pyramids: dict[tuple[int, str], tuple[str, Pyramid]] = {}
-        self._nodes: dict[int, _Nodes] = {}
+        self._nodes: dict[int, Nodes] = {}
         self._stacks: dict[tuple[int, int], list[StackFrame]] = {}
         self._frames: dict[tuple[int, int], list[tuple[str, str | None, int | None]]] = {}
         self._closed = False
@@ -461,13 +461,25 @@ class Trace:
             # Parents are older than their children; a file in which they are not has a loop in it.
             node = parent if parent < node else 0
 
+    def nodes(self, process_id: int) -> Nodes:
+        """The whole trie of a process, for who looks at very many stacks at once."""
+        with self._lock:
+            if process_id not in self._nodes:
+                self._load_nodes(process_id)
+            return self._nodes[process_id]
+
+    def frames_at(self, address: int, module_id: int) -> list[StackFrame]:
+        """What the `address` and `module_id` of a node mean: the functions inlined there, the real one last."""
+        with self._lock:
+            return list(self._frames_of(address & _U64, module_id))
+
     def _load_nodes(self, process_id: int) -> None:
         sql = "SELECT node, parent, address, coalesce(module_id, 0) FROM call_node WHERE process_id = ? ORDER BY node"
         try:
             table = np.array(self._rows(sql, (process_id,)), np.int64).reshape(-1, 4)
         except (ValueError, TypeError, OverflowError) as error:
             raise TraceError(f"{str(self.path)!r} is damaged (a stack is not made of numbers)") from error
-        self._nodes[process_id] = _Nodes(*(column.copy() for column in table.T))
+        self._nodes[process_id] = Nodes(*(column.copy() for column in table.T))
 
     @cached_property
     def _modules(self) -> dict[int, tuple[str, int]]:
