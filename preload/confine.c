@@ -59,18 +59,18 @@ static const struct {
     {SYS_mmap, false, {SOME, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | FIXED_NOREPLACE, ~0ull}},
     {SYS_munmap, false, {SOME, 4096}},
     {SYS_madvise, false, {SOME, 4096, WIPE_ON_FORK}},
-    {SYS_open, false, {SOME, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600}},
-    {SYS_open, false, {SOME, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600}},
-    {SYS_open, false, {SOME, O_RDONLY | O_CLOEXEC}},
+    {SYS_openat, false, {(uint64_t)AT_FDCWD, SOME, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600}},
+    {SYS_openat, false, {(uint64_t)AT_FDCWD, SOME, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600}},
+    {SYS_openat, false, {(uint64_t)AT_FDCWD, SOME, O_RDONLY | O_CLOEXEC}},
     {SYS_read, false, {3, SOME, 4096}},
     {SYS_write, false, {3, SOME, 64}},
     {SYS_pwrite64, false, {3, SOME, 4096}},
     {SYS_fallocate, false, {3, 0, 0, 4096}},
     {SYS_close, false, {3}},
-    {SYS_mkdir, false, {SOME, 0700}},
-    {SYS_rename, false, {SOME, SOME}},
-    {SYS_unlink, false, {SOME}},
-    {SYS_readlink, false, {SOME, SOME, 4096}},
+    {SYS_mkdirat, false, {(uint64_t)AT_FDCWD, SOME, 0700}},
+    {SYS_renameat, false, {(uint64_t)AT_FDCWD, SOME, (uint64_t)AT_FDCWD, SOME}},
+    {SYS_unlinkat, false, {(uint64_t)AT_FDCWD, SOME}},
+    {SYS_readlinkat, false, {(uint64_t)AT_FDCWD, SOME, SOME, 4096}},
     {SYS_faccessat, false, {(uint64_t)AT_FDCWD, SOME, 1}},
     {SYS_openat, false, {(uint64_t)AT_FDCWD, SOME, O_RDONLY | O_CLOEXEC | O_NONBLOCK}},
     {SYS_pread64, false, {3, SOME, 256}},
@@ -216,7 +216,7 @@ static bool filter_forbids_files(const struct sock_fprog *program)
 {
     for (size_t i = 0; i < sizeof our_calls / sizeof *our_calls; i++) {
         int number = our_calls[i].number;
-        if ((number == SYS_open || number == SYS_fallocate || number == SYS_mmap) &&
+        if ((number == SYS_openat || number == SYS_fallocate || number == SYS_mmap) &&
             (filter_answer(program, number, our_calls[i].arguments) & SECCOMP_RET_ACTION_FULL) == SECCOMP_RET_ERRNO)
             return true;
     }

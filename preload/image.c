@@ -154,6 +154,16 @@ static void start_failed(int error)
         host_complain("heapledger: the spool folder cannot be used; this process is not recorded\n");
 }
 
+/* What an exec finds in the environment makes it start without us. In place: the text is the program's own, on its stack. */
+static void environment_disable(void)
+{
+    for (char **e = host_environment(); e && *e; e++) {
+        const char *value = after_prefix(*e, "HEAPLEDGER_SPOOL=");
+        if (value)
+            (*e)[value - *e] = 0;
+    }
+}
+
 /* The log and the copy of the mappings come before the control file gets its name: who sees that file finds them whole. */
 static void image_describe(void)
 {
@@ -217,7 +227,10 @@ static bool image_make(void)
     }
     struct hl_control *control = made < 0 ? NULL : spool_make("control", -1, HL_PAGE, &error);
     if (!control) {
-        start_failed(made < 0 ? -made : error);
+        error = made < 0 ? -made : error;
+        if (error == EACCES || error == EPERM || error == ENOENT)
+            environment_disable(); /* what it starts can do no better, and need not say so again */
+        start_failed(parent.exists ? 0 : error); /* of a child it is counted in its parent's control page */
         return false;
     }
     control_fill(control, start_break, &parent);
@@ -304,16 +317,6 @@ void image_stop(enum hl_stop reason, int error, const char *text)
     host_signals_restore(&signals);
 }
 
-/* What an exec finds in the environment makes it start without us. In place: the text is the program's own, on its stack. */
-static void environment_disable(void)
-{
-    for (char **e = host_environment(); e && *e; e++) {
-        const char *value = after_prefix(*e, "HEAPLEDGER_SPOOL=");
-        if (value)
-            (*e)[value - *e] = 0;
-    }
-}
-
 void image_confine(void)
 {
     environment_disable();
@@ -323,6 +326,7 @@ void image_confine(void)
 
 void image_leave(void)
 {
+    hl_settings.left = true;
     if (hl_image->mode != HL_MODE_ON || image_is_borrowed() || __atomic_exchange_n(&hl_image->left, 1, __ATOMIC_SEQ_CST))
         return;
     record_prepare();

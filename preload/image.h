@@ -28,7 +28,7 @@ struct hl_image {
     int pid;
     uint32_t number; /* N of the folder PID.N */
     uint32_t threads;
-    uint32_t left;    /* image_leave has been here */
+    uint32_t left;    /* image_leave has made its provisions */
     uint32_t remarks; /* lines about children that will not be seen */
     char folder[3584]; /* of this image, with a slash at the end */
 };
@@ -40,6 +40,7 @@ struct hl_settings {
     bool ready;
     bool enabled;
     bool quiet;
+    bool left; /* image_leave has been called here or in a parent: files of ours may be out of reach */
     bool free_stacks;
     uint32_t hold_ms;
     uint32_t ring_slots;

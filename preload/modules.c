@@ -229,7 +229,7 @@ static void find_range(const ElfW(Phdr) *p, size_t count, uint64_t bias, uint64_
 /* The main program has no name in the loader's list. */
 static const char *own_path(void)
 {
-    long n = host_call3(SYS_readlink, "/proc/self/exe", own_path_buffer, sizeof own_path_buffer - 1);
+    long n = host_call4(SYS_readlinkat, AT_FDCWD, "/proc/self/exe", own_path_buffer, sizeof own_path_buffer - 1);
     own_path_buffer[n > 0 ? n : 0] = 0;
     return own_path_buffer;
 }
@@ -370,7 +370,7 @@ void modules_log_again(void)
 /* Reads a whole small file of /proc; the rest of a longer one is cut. Returns its length. */
 static size_t read_small(const char *path, char *buffer, size_t room)
 {
-    long fd = host_call2(SYS_open, path, O_RDONLY | O_CLOEXEC);
+    long fd = host_call4(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
     size_t length = 0;
     while (fd >= 0 && length < room) {
         long got = host_call3(SYS_read, fd, buffer + length, room - length);
@@ -417,7 +417,7 @@ static void log_arguments(size_t length)
 static void log_namespace(void)
 {
     char name[64];
-    long n = host_call3(SYS_readlink, "/proc/self/ns/pid", name, sizeof name - 1);
+    long n = host_call4(SYS_readlinkat, AT_FDCWD, "/proc/self/ns/pid", name, sizeof name - 1);
     if (n <= 0)
         return;
     name[n] = 0;

@@ -165,6 +165,10 @@ static struct start start_look(int folder, const char *path, char *const *enviro
         return s;
     s.possible = true;
     enum program_kind kind = inherits ? program_look(folder, path) : PROGRAM_TRACEABLE;
+    if (kind == PROGRAM_TRACEABLE && inherits && hl_settings.left && !program_environment_reaches_shim(environment))
+        kind = PROGRAM_OTHER_ROOT;
+    if (kind == PROGRAM_OTHER_ROOT && hl_image->mode == HL_MODE_ON) /* a remark would not reach the log */
+        __atomic_fetch_add(&hl_control_page->unseen, 1, __ATOMIC_RELAXED);
     if (program_needs_clean_start(kind)) {
         s.clean = program_clean_environment(environment);
         s.environment = s.clean.list ? s.clean.list : environment;

@@ -187,6 +187,7 @@ const char *program_reason(enum program_kind kind)
     switch (kind) {
     case PROGRAM_STATIC: return "statically linked";
     case PROGRAM_OTHER_USER: return "it changes its user";
+    case PROGRAM_OTHER_ROOT: return "the shim is out of its reach";
     case PROGRAM_OTHER_LIBC: return "it uses musl";
     case PROGRAM_OTHER_WORD: return "not an x86-64 program";
     case PROGRAM_SANITIZED: return "its sanitizer must be the first library";
@@ -206,11 +207,6 @@ bool program_environment_has_shim(char *const *environment)
     return false;
 }
 
-static bool is_separator(char c)
-{
-    return c == ':' || c == ' ';
-}
-
 static bool names_shim(const char *text, size_t length)
 {
     static const char name[] = "libheapledger";
@@ -218,6 +214,42 @@ static bool names_shim(const char *text, size_t length)
         if (starts_with(text + at, name))
             return true;
     return false;
+}
+
+static bool is_separator(char c)
+{
+    return c == ':' || c == ' ';
+}
+
+/* The shim's entry in the value of LD_PRELOAD, not ended by 0; NULL if it has none. */
+static const char *shim_in(const char *value, size_t *length)
+{
+    for (; *value; value += *length + (value[*length] != 0)) {
+        for (*length = 0; value[*length] && !is_separator(value[*length]);)
+            ++*length;
+        if (names_shim(value, *length))
+            return value;
+    }
+    return NULL;
+}
+
+bool program_environment_reaches_shim(char *const *environment)
+{
+    char path[1024];
+    for (; environment && *environment; environment++) {
+        size_t length;
+        const char *shim = starts_with(*environment, PRELOAD) ? shim_in(*environment + sizeof PRELOAD - 1, &length) : NULL;
+        if (!shim || length >= sizeof path)
+            continue;
+        __builtin_memcpy(path, shim, length);
+        path[length] = 0;
+        long fd = host_call4(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+        if (fd == -ENOENT || fd == -EACCES)
+            return false;
+        if (fd >= 0)
+            host_call1(SYS_close, fd);
+    }
+    return true;
 }
 
 /* Copies the entries of LD_PRELOAD that are not the shim. Returns how many characters; 0: nothing is left. */

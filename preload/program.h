@@ -8,7 +8,8 @@ enum program_kind {
     PROGRAM_TRACEABLE,   /* or not known: what cannot be read or is no program */
     PROGRAM_STATIC,      /* nothing can be preloaded, nothing happens */
     PROGRAM_OTHER_USER,  /* setuid, setgid: the loader drops the preload by itself */
-    PROGRAM_OTHER_LIBC,  /* these three do not start, or complain, with the shim in LD_PRELOAD: musl ... */
+    PROGRAM_OTHER_ROOT,  /* these four do not start, or complain, with the shim in LD_PRELOAD: where it cannot be opened ... */
+    PROGRAM_OTHER_LIBC,  /* ... musl ... */
     PROGRAM_OTHER_WORD,  /* ... a 32-bit program ... */
     PROGRAM_SANITIZED    /* ... or one whose sanitizer insists on being the first library */
 };
@@ -25,7 +26,7 @@ const char *program_reason(enum program_kind kind);
 /* True where the shim must be left out of LD_PRELOAD, or the program would not be as it is untraced. */
 static inline bool program_needs_clean_start(enum program_kind kind)
 {
-    return kind >= PROGRAM_OTHER_LIBC;
+    return kind >= PROGRAM_OTHER_ROOT;
 }
 
 /* An environment without the shim, in memory of our own; `list` is NULL when there was none. */
@@ -38,7 +39,8 @@ struct program_environment {
 struct program_environment program_clean_environment(char *const *environment);
 void program_environment_free(struct program_environment *clean);
 
-/* True when LD_PRELOAD in `environment` (may be NULL) names the shim. */
+/* True when LD_PRELOAD in `environment` (may be NULL) names the shim; and when that file can be opened from here. */
 bool program_environment_has_shim(char *const *environment);
+bool program_environment_reaches_shim(char *const *environment);
 
 #endif

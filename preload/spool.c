@@ -54,7 +54,7 @@ int spool_make_folder(struct hl_image *image)
         n += text_put_number(at + n, sizeof image->folder - n, (uint64_t)image->pid, 10);
         n += text_put(at + n, sizeof image->folder - n, ".");
         n += text_put_number(at + n, sizeof image->folder - n, number, 10);
-        long made = host_call2(SYS_mkdir, at, 0700);
+        long made = host_call3(SYS_mkdirat, AT_FDCWD, at, 0700);
         if (made == -EEXIST)
             continue;
         if (made < 0)
@@ -102,7 +102,7 @@ void *spool_make(const char *name, int64_t number, size_t bytes, int *error)
     struct hl_guard g = guard_enter(&hl_image->file_lock);
     make_path(path, name, number, ".new");
     void *start = NULL;
-    long fd = host_call3(SYS_open, path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    long fd = host_call4(SYS_openat, AT_FDCWD, path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     long done = fd < 0 ? fd : allocate((int)fd, bytes);
     if (done >= 0)
         start = host_map_file((int)fd, bytes);
@@ -111,7 +111,7 @@ void *spool_make(const char *name, int64_t number, size_t bytes, int *error)
     if (!start) {
         *error = done < 0 ? (int)-done : ENOMEM;
         if (fd >= 0)
-            host_call1(SYS_unlink, path);
+            host_call3(SYS_unlinkat, AT_FDCWD, path, 0);
     }
     guard_leave(&g);
     return start;
@@ -122,7 +122,7 @@ int spool_publish(const char *name, int64_t number)
     struct hl_guard g = guard_enter(&hl_image->file_lock);
     make_path(path_new, name, number, ".new");
     make_path(path, name, number, "");
-    int result = (int)host_call2(SYS_rename, path_new, path);
+    int result = (int)host_call4(SYS_renameat, AT_FDCWD, path_new, AT_FDCWD, path);
     guard_leave(&g);
     return result;
 }
@@ -146,7 +146,7 @@ void spool_append(const char *name, const char *text, size_t bytes)
         return;
     struct hl_guard g = guard_enter(&hl_image->file_lock);
     make_path(path, name, -1, "");
-    long fd = host_call3(SYS_open, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    long fd = host_call4(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (fd >= 0) {
         write_all((int)fd, text, bytes);
         host_call1(SYS_close, fd);
@@ -162,8 +162,8 @@ void spool_copy(const char *from, const char *name)
         return;
     struct hl_guard g = guard_enter(&hl_image->file_lock);
     make_path(path, name, -1, "");
-    long in = host_call2(SYS_open, from, O_RDONLY | O_CLOEXEC);
-    long out = host_call3(SYS_open, path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    long in = host_call4(SYS_openat, AT_FDCWD, from, O_RDONLY | O_CLOEXEC, 0);
+    long out = host_call4(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     long got = in >= 0 && out >= 0 ? 1 : 0;
     while (got > 0 || got == -EINTR) {
         got = host_call3(SYS_read, in, copy_buffer, sizeof copy_buffer);
