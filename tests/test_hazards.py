@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compared import HEAPLEDGER, Both
+from preload_spool import Shim, plain, shim, shim_library  # noqa: F401
 
 from heapledger.store.events import Events, Kind
 from heapledger.store.reader import Trace
@@ -24,6 +25,7 @@ Native = Callable[..., Path]
 Compare = Callable[..., Both]
 NOT_ALLOWED = 77
 
+UNSEEN = "children that could not be recorded (no access to the spool)"
 NO_SPOOL = "the spool was out of reach"
 CONFINED = "forbade itself (seccomp)"
 
@@ -304,9 +306,38 @@ def test_a_user_who_comes_back_is_recorded_throughout(both: Compare, life: str) 
     assert (first.exit_status, child.exit_status) == (0, 5)
 
 
+def test_a_program_in_a_jail_starts_without_a_word_of_the_loaders(both: Compare, life: str, tmp_path: Path) -> None:
+    """The shim's file does not exist there: the loader would write to stderr that it cannot preload it."""
+    jail = tmp_path / "jail"
+    jail.mkdir()
+    shutil.copy(shutil.which("echo") or "", jail / "echo")
+    listed = subprocess.run(["ldd", jail / "echo"], capture_output=True, text=True, check=True).stdout
+    for word in listed.split():
+        if word.startswith("/"):
+            (jail / word[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(word, jail / word[1:])
+    ran = same(both([life, "starts_a_program_in_a_jail", str(jail)]))
+    assert ran.plain.stdout == b"jailed\n0\njailed too\n0\njailed for good\n"
+    assert any(UNSEEN in note for note in notes_of(ran.trace))
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_program_of_another_user_says_the_same(shim: Shim, life: str, readable: bool) -> None:  # noqa: F811
+    """Whether that user may read the shim or not. Its own processes cannot write into the spool: said once."""
+    shim.library = Path(shutil.copy(shim.library, shim.folder))
+    for folder in (shim.folder, *shim.folder.parents[:-2]):
+        folder.chmod(0o755 if readable else 0o700)
+    alone = plain(life, "starts_a_program_as_another_user")
+    if alone.returncode == NOT_ALLOWED:
+        pytest.skip("this user or kernel does not allow it")
+    run = shim.run(life, "starts_a_program_as_another_user", options="quiet=1")
+    assert (run.code, run.stdout, run.stderr) == (alone.returncode, alone.stdout, alone.stderr)
+    assert run.first.get("unseen") >= 1
+
+
 def test_children_of_another_user_are_counted_as_not_recorded(both: Compare, native: Native) -> None:
     ran = same(both([str(native("odd_program.c", "-pthread")), "gives_up_root"]))
-    assert "children that could not be recorded (no access to the spool): 1" in notes_of(ran.trace)
+    assert f"{UNSEEN}: 1" in notes_of(ran.trace)
 
 
 @pytest.mark.parametrize("what", ["forbids_itself_files_on_pain_of_death", "forbids_itself_nearly_all"])

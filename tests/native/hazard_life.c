@@ -647,6 +647,35 @@ static int pivots_its_root(void)
     return afterwards();
 }
 
+/* argument: a folder with a program `echo` and all it needs. */
+static int starts_a_program_in_a_jail(void)
+{
+    char *const argv[] = {"echo", "jailed", NULL};
+    pid_t child;
+    if (chroot(argument) || chdir("/"))
+        return REFUSED;
+    int failed = posix_spawn(&child, "/echo", NULL, NULL, argv, environ);
+    say_number(failed ? failed : status_of(child));
+    if ((child = fork()) == 0)
+        execl("/echo", "echo", "jailed too", (char *)NULL), _exit(99);
+    say_number(status_of(child));
+    execl("/echo", "echo", "jailed for good", (char *)NULL);
+    return 1;
+}
+
+/* As su does. */
+static int starts_a_program_as_another_user(void)
+{
+    if (setgroups(0, NULL) || setgid(65534) || setuid(65534))
+        return REFUSED;
+    pid_t child = fork();
+    if (child == 0)
+        execl("/bin/sh", "sh", "-c", "echo from a shell; /bin/echo from a child", (char *)NULL), _exit(99);
+    say_number(status_of(child));
+    execl("/bin/echo", "echo", "from another user", (char *)NULL);
+    return 1;
+}
+
 static int lives_in_new_namespaces(void)
 {
     struct clone_args arguments = {.flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC, .exit_signal = SIGCHLD};
@@ -759,7 +788,8 @@ static const struct {
     ENTRY(thousand_threads_at_once), ENTRY(ten_thousand_short_threads), ENTRY(names_threads),
     ENTRY(runs_coroutines), ENTRY(timer_at_10_khz), ENTRY(survives_stack_overflow), ENTRY(dies_of_stack_overflow),
     ENTRY(reaps_in_a_handler), ENTRY(keeps_signal_masks), ENTRY(becomes_another_user), ENTRY(becomes_another_user_and_back),
-    ENTRY(changes_its_root), ENTRY(pivots_its_root), ENTRY(lives_in_new_namespaces), ENTRY(under_a_limit), ENTRY(under_it),
+    ENTRY(changes_its_root), ENTRY(pivots_its_root), ENTRY(starts_a_program_in_a_jail), ENTRY(starts_a_program_as_another_user),
+    ENTRY(lives_in_new_namespaces), ENTRY(under_a_limit), ENTRY(under_it),
     ENTRY(forbids_itself_files), ENTRY(forbids_itself_files_on_pain_of_death), ENTRY(forbids_itself_nearly_all),
 };
 
