@@ -3,9 +3,11 @@
  *
  * A filter that answers one of our own system calls with a signal would kill the program for something it never did. So each
  * filter is asked before it is installed: it is a short program of classic BPF, which is run here for every system call that
- * the shim makes. If the answer to any of them is fatal, recording stops first, and no call of ours follows: not in this
- * process, not in its children, not in what they exec. Answers that are an error are no trouble, except where waiting and
- * telling the time depend on them. Filters installed by a bare `syscall` instruction are not seen.
+ * the shim makes. If the answer to one that only serves files is fatal, rings for new threads are made first, and then we do
+ * without (host_frugal): this process is recorded on, its children are not. If it is one that cannot be missed, recording stops, and no
+ * call of ours follows: not in this process, not in its children, not in what they exec. Answers that are an error are no
+ * trouble, except where waiting and telling the time depend on them. Filters installed by a bare `syscall` instruction are not
+ * seen.
  *
  * Who becomes another user, changes its root or forbids itself files cannot make a ring for a new thread any more: some are made
  * before (image_leave).
@@ -36,49 +38,55 @@
 
 /* ---- what we ask for ---- */
 
+enum need {
+    NEEDED,    /* an error would not do */
+    DONE,      /* whatever it answers, as long as nobody dies of it */
+    FOR_FILES, /* can be done without (host_frugal) */
+};
+
 static const struct {
     int number;
-    bool needed; /* an error would not do either */
+    enum need need;
     uint64_t arguments[6];
 } our_calls[] = {
-    {SYS_clock_gettime, true, {1, SOME}},
-    {SYS_futex, true, {SOME, FUTEX_WAIT, 0, SOME}},
-    {SYS_futex, true, {SOME, FUTEX_WAKE, 1}},
-    {SYS_nanosleep, true, {SOME}},
-    {SYS_getpid, true, {0}},
-    {SYS_gettid, true, {0}},
-    {SYS_getppid, false, {0}},
-    {SYS_rt_sigprocmask, true, {2, SOME, 0, 8}},
-    {SYS_sched_yield, false, {0}},
-    {SYS_sigaltstack, false, {0, SOME}},
-    {SYS_tgkill, false, {1, 1, 0}},
-    {SYS_prctl, false, {PR_GET_NAME_, SOME}},
-    {SYS_prlimit64, false, {0, RLIMIT_FSIZE, 0, SOME}},
-    {SYS_brk, false, {0}},
-    {SYS_mmap, false, {SOME, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | FIXED_NOREPLACE, 3}},
-    {SYS_mmap, false, {SOME, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | FIXED_NOREPLACE, ~0ull}},
-    {SYS_munmap, false, {SOME, 4096}},
-    {SYS_madvise, false, {SOME, 4096, WIPE_ON_FORK}},
-    {SYS_openat, false, {(uint64_t)AT_FDCWD, SOME, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600}},
-    {SYS_openat, false, {(uint64_t)AT_FDCWD, SOME, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600}},
-    {SYS_openat, false, {(uint64_t)AT_FDCWD, SOME, O_RDONLY | O_CLOEXEC}},
-    {SYS_read, false, {3, SOME, 4096}},
-    {SYS_write, false, {3, SOME, 64}},
-    {SYS_pwrite64, false, {3, SOME, 4096}},
-    {SYS_fallocate, false, {3, 0, 0, 4096}},
-    {SYS_close, false, {3}},
-    {SYS_mkdirat, false, {(uint64_t)AT_FDCWD, SOME, 0700}},
-    {SYS_renameat, false, {(uint64_t)AT_FDCWD, SOME, (uint64_t)AT_FDCWD, SOME}},
-    {SYS_unlinkat, false, {(uint64_t)AT_FDCWD, SOME}},
-    {SYS_readlinkat, false, {(uint64_t)AT_FDCWD, SOME, SOME, 4096}},
-    {SYS_faccessat, false, {(uint64_t)AT_FDCWD, SOME, 1}},
-    {SYS_openat, false, {(uint64_t)AT_FDCWD, SOME, O_RDONLY | O_CLOEXEC | O_NONBLOCK}},
-    {SYS_pread64, false, {3, SOME, 256}},
-    {SYS_fstat, false, {3, SOME}},
-    {SYS_geteuid, false, {0}},
-    {SYS_getuid, false, {0}},
-    {SYS_getgid, false, {0}},
-    {SYS_prctl, false, {PR_GET_NO_NEW_PRIVS_}},
+    {SYS_clock_gettime, NEEDED, {1, SOME}},
+    {SYS_futex, NEEDED, {SOME, FUTEX_WAIT, 0, SOME}},
+    {SYS_futex, NEEDED, {SOME, FUTEX_WAIT_PRIVATE, 0, SOME}},
+    {SYS_futex, NEEDED, {SOME, FUTEX_WAKE, 1}},
+    {SYS_getpid, NEEDED, {0}},
+    {SYS_gettid, NEEDED, {0}},
+    {SYS_rt_sigprocmask, NEEDED, {2, SOME, 0, 8}},
+    {SYS_mmap, DONE, {SOME, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | FIXED_NOREPLACE, ~0ull}},
+    {SYS_munmap, DONE, {SOME, 4096}},
+    {SYS_write, DONE, {2, SOME, 64}},
+    {SYS_getppid, FOR_FILES, {0}},
+    {SYS_sched_yield, FOR_FILES, {0}},
+    {SYS_sigaltstack, FOR_FILES, {0, SOME}},
+    {SYS_tgkill, FOR_FILES, {1, 1, 0}},
+    {SYS_prctl, FOR_FILES, {PR_GET_NAME_, SOME}},
+    {SYS_prctl, FOR_FILES, {PR_GET_NO_NEW_PRIVS_}},
+    {SYS_prlimit64, FOR_FILES, {0, RLIMIT_FSIZE, 0, SOME}},
+    {SYS_mmap, FOR_FILES, {SOME, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | FIXED_NOREPLACE, 3}},
+    {SYS_madvise, FOR_FILES, {SOME, 4096, WIPE_ON_FORK}},
+    {SYS_openat, FOR_FILES, {(uint64_t)AT_FDCWD, SOME, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600}},
+    {SYS_openat, FOR_FILES, {(uint64_t)AT_FDCWD, SOME, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600}},
+    {SYS_openat, FOR_FILES, {(uint64_t)AT_FDCWD, SOME, O_RDONLY | O_CLOEXEC | O_NONBLOCK}},
+    {SYS_openat, FOR_FILES, {(uint64_t)AT_FDCWD, SOME, O_RDONLY | O_CLOEXEC}},
+    {SYS_read, FOR_FILES, {3, SOME, 4096}},
+    {SYS_write, FOR_FILES, {3, SOME, 64}},
+    {SYS_pread64, FOR_FILES, {3, SOME, 256}},
+    {SYS_pwrite64, FOR_FILES, {3, SOME, 4096}},
+    {SYS_fallocate, FOR_FILES, {3, 0, 0, 4096}},
+    {SYS_fstat, FOR_FILES, {3, SOME}},
+    {SYS_close, FOR_FILES, {3}},
+    {SYS_mkdirat, FOR_FILES, {(uint64_t)AT_FDCWD, SOME, 0700}},
+    {SYS_renameat, FOR_FILES, {(uint64_t)AT_FDCWD, SOME, (uint64_t)AT_FDCWD, SOME}},
+    {SYS_unlinkat, FOR_FILES, {(uint64_t)AT_FDCWD, SOME}},
+    {SYS_readlinkat, FOR_FILES, {(uint64_t)AT_FDCWD, SOME, SOME, 4096}},
+    {SYS_faccessat, FOR_FILES, {(uint64_t)AT_FDCWD, SOME, 1}},
+    {SYS_geteuid, FOR_FILES, {0}},
+    {SYS_getuid, FOR_FILES, {0}},
+    {SYS_getgid, FOR_FILES, {0}},
 };
 
 /* ---- running a filter ---- */
@@ -181,46 +189,43 @@ static uint32_t run_filter(const struct sock_fprog *program, const struct seccom
     return SECCOMP_RET_KILL_PROCESS;
 }
 
-static bool answer_will_do(uint32_t answer, bool needed)
+static bool is_error(uint32_t answer)
 {
     switch (answer & SECCOMP_RET_ACTION_FULL) {
-    case SECCOMP_RET_ALLOW:
-    case SECCOMP_RET_LOG:
-        return true;
     case SECCOMP_RET_ERRNO:
     case SECCOMP_RET_TRACE:      /* without a tracer an error */
     case SECCOMP_RET_USER_NOTIF: /* a supervisor's choice, and it never saw us before */
-        return !needed;
+        return true;
     default:
         return false;
     }
 }
 
-static uint32_t filter_answer(const struct sock_fprog *program, int number, const uint64_t arguments[6])
+static bool is_allowed(uint32_t answer)
 {
-    struct seccomp_data data = {.nr = number, .arch = AUDIT_ARCH_X86_64, .instruction_pointer = (uintptr_t)&filter_answer};
-    __builtin_memcpy(data.args, arguments, sizeof data.args);
-    return run_filter(program, &data);
+    uint32_t action = answer & SECCOMP_RET_ACTION_FULL;
+    return action == SECCOMP_RET_ALLOW || action == SECCOMP_RET_LOG;
 }
 
-static bool filter_lets_us_live(const struct sock_fprog *program)
-{
-    for (size_t i = 0; i < sizeof our_calls / sizeof *our_calls; i++)
-        if (!answer_will_do(filter_answer(program, our_calls[i].number, our_calls[i].arguments), our_calls[i].needed))
-            return false;
-    return true;
-}
+/* What a filter means to us, from good to bad. */
+enum verdict { HARMLESS, FILES_FAIL, FILES_KILL, ALL_KILLS };
 
-/* Whether the filter refuses what making a new file takes. */
-static bool filter_forbids_files(const struct sock_fprog *program)
+static enum verdict judge(const struct sock_fprog *program)
 {
+    enum verdict verdict = HARMLESS;
     for (size_t i = 0; i < sizeof our_calls / sizeof *our_calls; i++) {
-        int number = our_calls[i].number;
-        if ((number == SYS_openat || number == SYS_fallocate || number == SYS_mmap) &&
-            (filter_answer(program, number, our_calls[i].arguments) & SECCOMP_RET_ACTION_FULL) == SECCOMP_RET_ERRNO)
-            return true;
+        struct seccomp_data data = {.nr = our_calls[i].number, .arch = AUDIT_ARCH_X86_64,
+                                    .instruction_pointer = (uintptr_t)&is_allowed};
+        __builtin_memcpy(data.args, our_calls[i].arguments, sizeof data.args);
+        uint32_t answer = run_filter(program, &data);
+        enum verdict of_this = is_allowed(answer)                                      ? HARMLESS
+                               : our_calls[i].need == FOR_FILES && is_error(answer)    ? FILES_FAIL
+                               : our_calls[i].need == FOR_FILES                        ? FILES_KILL
+                               : our_calls[i].need == DONE && is_error(answer)         ? HARMLESS
+                                                                                       : ALL_KILLS;
+        verdict = of_this > verdict ? of_this : verdict;
     }
-    return false;
+    return verdict;
 }
 
 /* ---- where filters are installed ---- */
@@ -229,9 +234,12 @@ static bool filter_forbids_files(const struct sock_fprog *program)
 static void confining(unsigned long mode, const struct sock_fprog *program)
 {
     bool filters = mode == SECCOMP_MODE_FILTER && program && program->filter;
-    if (mode == SECCOMP_MODE_STRICT || (filters && !filter_lets_us_live(program)))
+    enum verdict verdict = mode == SECCOMP_MODE_STRICT ? ALL_KILLS : filters ? judge(program) : HARMLESS;
+    if (verdict == ALL_KILLS)
         image_confine();
-    else if (filters && filter_forbids_files(program))
+    else if (verdict == FILES_KILL)
+        image_forbid_files();
+    else if (verdict == FILES_FAIL)
         image_leave();
 }
 
@@ -261,7 +269,7 @@ HL_EXPORT int chroot(const char *path)
 /* `user` will be the effective user, by which files are opened. All ones: it stays. */
 static void becoming(uid_t user)
 {
-    if (user != (uid_t)-1 && user != (uid_t)host_call0(SYS_geteuid))
+    if (user != (uid_t)-1 && !host_frugal && user != (uid_t)host_call0(SYS_geteuid))
         image_leave();
 }
 

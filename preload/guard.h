@@ -15,13 +15,21 @@ struct hl_guard {
     uint32_t *lock;
 };
 
+static inline void host_yield(void)
+{
+    if (likely(!host_frugal))
+        host_call0(SYS_sched_yield);
+    else
+        __builtin_ia32_pause();
+}
+
 /* Blocks this thread's signals and takes the lock (it lies in memory that a fork child finds zeroed). */
 static inline struct hl_guard guard_enter(uint32_t *lock)
 {
     struct hl_guard g = {.lock = lock};
     host_signals_block(&g.signals);
     while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE))
-        host_call0(SYS_sched_yield);
+        host_yield();
     return g;
 }
 

@@ -39,6 +39,12 @@ static inline long host_call(long number, long a, long b, long c, long d, long e
 #define host_call4(n, a, b, c, d) host_call(n, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
 
 /*
+ * True once the program has forbidden itself, on pain of death, some of the calls that we can do without (confine.c): then they are not
+ * made any more. Inherited by fork.
+ */
+extern HL_HIDDEN bool host_frugal;
+
+/*
  * Memory of our own: zeroed, private, page aligned, at a far address (inside control.self_low .. self_high) where it
  * does not disturb where the kernel places the program's mappings. NULL when there is none. Never given back.
  * Copied by fork like any memory. Async-signal-safe, any thread.

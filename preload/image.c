@@ -324,6 +324,16 @@ void image_confine(void)
     image_stop(HL_STOP_CONFINED, 0, "the program forbids itself (seccomp) the system calls of recording");
 }
 
+void image_forbid_files(void)
+{
+    if (hl_image->mode == HL_MODE_ON && !image_is_borrowed())
+        modules_log_remark("the program forbids itself (seccomp) files: its children are not recorded, nor many new threads", "");
+    image_leave();
+    environment_disable();
+    hl_settings.enabled = false;
+    host_frugal = true;
+}
+
 void image_leave(void)
 {
     hl_settings.left = true;

@@ -57,6 +57,12 @@ bool image_start(void);
 void image_stop(enum hl_stop reason, int error, const char *text);
 
 /*
+ * The program is about to forbid itself, on pain of death, what we need for files only: what can be made before is made, and then
+ * this image goes on without them. Its children, and what they or it exec, are not recorded.
+ */
+void image_forbid_files(void);
+
+/*
  * The program is about to forbid itself what we need, on pain of death: recording stops, and from here on the shim makes no
  * system call any more, in this process, its fork children and what they exec.
  */

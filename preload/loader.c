@@ -133,7 +133,7 @@ static bool file_clashes(int fd)
 /* The flags to load with. A name without a slash is searched for by the loader in its own way: that file is not looked at. */
 static int flags_for(const char *path, int flags)
 {
-    if (!path || !(flags & RTLD_DEEPBIND) || hl_image->mode != HL_MODE_ON)
+    if (!path || !(flags & RTLD_DEEPBIND) || hl_image->mode != HL_MODE_ON || host_frugal)
         return flags;
     int fd = host_contains(path, "/") ? (int)host_call4(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0) : -1;
     bool clash = fd >= 0 && file_clashes(fd);

@@ -126,7 +126,8 @@ static void thread_describe(struct hl_thread *t)
     ring->thread_pointer = (uint64_t)__builtin_thread_pointer();
     ring->stack_low = thread_stack_low;
     ring->stack_high = thread_stack_high;
-    host_call2(SYS_prctl, PR_GET_NAME, ring->name);
+    if (!host_frugal)
+        host_call2(SYS_prctl, PR_GET_NAME, ring->name);
     __atomic_store_n(&ring->generation, ring->generation + 1, __ATOMIC_SEQ_CST);
 }
 
@@ -308,7 +309,7 @@ void record_extend(struct hl_event *e, const struct hl_values *v)
 static bool on_alternate_stack(void)
 {
     stack_t now;
-    return host_call2(SYS_sigaltstack, NULL, &now) != 0 || (now.ss_flags & SS_ONSTACK);
+    return host_frugal || host_call2(SYS_sigaltstack, NULL, &now) != 0 || (now.ss_flags & SS_ONSTACK);
 }
 
 /*

@@ -69,7 +69,7 @@ static void start_give_back(struct start *s)
 static size_t default_stack_size(void)
 {
     struct rlimit limit;
-    if (host_call4(SYS_prlimit64, 0, RLIMIT_STACK, NULL, &limit) < 0)
+    if (host_frugal || host_call4(SYS_prlimit64, 0, RLIMIT_STACK, NULL, &limit) < 0)
         return 0;
     return limit.rlim_cur == RLIM_INFINITY ? 2u << 20 : limit.rlim_cur;
 }
