@@ -285,7 +285,14 @@ def test_signals_find_the_program_as_if_alone(both: Compare, life: str, what: st
 
 
 @pytest.mark.parametrize(
-    "what", ["becomes_another_user", "changes_its_root", "pivots_its_root", "forbids_itself_files"]
+    "what",
+    [
+        "becomes_another_user",
+        "changes_its_root",
+        "pivots_its_root",
+        "forbids_itself_files",
+        "forbids_itself_files_on_pain_of_death",
+    ],
 )
 def test_who_puts_the_spool_out_of_reach_is_recorded_for_a_while(both: Compare, life: str, what: str) -> None:
     """Four new threads have rings that were made before; forty do not, and that is said. The program lives on."""
@@ -340,9 +347,8 @@ def test_children_of_another_user_are_counted_as_not_recorded(both: Compare, nat
     assert f"{UNSEEN}: 1" in notes_of(ran.trace)
 
 
-@pytest.mark.parametrize("what", ["forbids_itself_files_on_pain_of_death", "forbids_itself_nearly_all"])
-def test_a_filter_that_kills_is_not_met_by_the_shim(both: Compare, life: str, what: str) -> None:
-    ran = same(both([life, what]))
+def test_a_filter_that_leaves_nothing_stops_the_recording(both: Compare, life: str) -> None:
+    ran = same(both([life, "forbids_itself_nearly_all"]))
     (process,) = check_order(ran.trace, notes=True)
     assert any(CONFINED in note for note in process.notes)
     assert process.events > 200
