@@ -117,7 +117,7 @@ def _sites(
         cells = np.floor(np.bincount(cell, weights=rss[mine], minlength=count * len(_PARTS))).astype(np.int64)
         resident: Int64s = cells.reshape(count, len(_PARTS))
         taken += resident.sum(axis=0)
-        requested, blocks = (np.rint(column).astype(np.int64) for column in sums[:2])
+        requested, blocks = (np.rint(np.minimum(column, 2.0**62)).astype(np.int64) for column in sums[:2])
         found.append(
             LiveSites(int(which), stacks, resident.sum(axis=1), requested, blocks, variances=np.stack(sums[2:]))
         )

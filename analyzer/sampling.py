@@ -19,6 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+#: A block stands for about this many bytes at most, whatever a file says: so sums stay within 64 bits.
+MAX_SAMPLE_BYTES = 1 << 40
+
 Doubles = npt.NDArray[np.float64]
 
 

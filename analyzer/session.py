@@ -39,7 +39,7 @@ from heapledger.analyzer.lifetimes import Lifetimes
 from heapledger.analyzer.owners import Claims, ModuleSpan, ThreadSpan
 from heapledger.analyzer.replay import HEAP_LIMIT_BYTES, Agreement, LiveTable, Replay, Series
 from heapledger.analyzer.sampled_ledger import arena_addresses, balance_sampled
-from heapledger.analyzer.sampling import error
+from heapledger.analyzer.sampling import MAX_SAMPLE_BYTES, error
 from heapledger.analyzer.timeline import MODEL_SERIES, SAMPLED_SERIES, TimelineBuilder, sample_pyramids
 from heapledger.store.events import Events
 from heapledger.store.pyramid import Pyramid
@@ -259,7 +259,7 @@ def _start(row: Any, heap_limit: int | None) -> _Walk:
     environment = {k: v for k, v in row.environment.items() if isinstance(v, str)}
     settings = Settings.from_environment(environment)
     limit = default_heap_limit() if heap_limit is None else heap_limit
-    sample_bytes = max(int(row.sample_bytes), 0)
+    sample_bytes = min(max(int(row.sample_bytes), 0), MAX_SAMPLE_BYTES)
     replay = None
     if not sample_bytes:
         replay = Replay(profile, settings, row.start_break, page_size=_page_size(row), heap_limit=limit)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from heapledger.analyzer.fact_shapes import is_sound
-from heapledger.analyzer.reports import holes, leaks, report, timeline, verify
+from heapledger.analyzer.reports import holes, leaks, report, temporary, timeline, verify
 from heapledger.analyzer.reports.text import Page
 from heapledger.analyzer.session import ANALYZER_VERSION, analyse, analyse_all
 from heapledger.errors import HeapledgerError
@@ -88,14 +88,25 @@ def vma_rows(rows: list[tuple[int, int, str, str]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def write(path: Path, events: Events, child: Events, vmas: list[dict[str, Any]], spans: list[int]) -> Path:
+def write(
+    path: Path, events: Events, child: Events, vmas: list[dict[str, Any]], spans: list[int], sample_bytes: int = 0
+) -> Path:
     """A trace of two processes, one forked from the other, with these contents."""
     path.unlink(missing_ok=True)
     with TraceWriter(path, source="run", command=["x"], cwd="/", start_ns=1, start_unix_ns=1, host={}) as writer:
         low, high = min(spans), max(spans)
-        first = writer.add_process(**process_fields(1, self_low=spans[0], self_high=spans[1], events=len(events)))
+        first = writer.add_process(
+            **process_fields(1, self_low=spans[0], self_high=spans[1], events=len(events), sample_bytes=sample_bytes)
+        )
         second = writer.add_process(
-            **process_fields(2, start="fork", parent_id=first, fork_seq=spans[2] % 2**62, start_ns=spans[1] % 2**40)
+            **process_fields(
+                2,
+                start="fork",
+                parent_id=first,
+                fork_seq=spans[2] % 2**62,
+                start_ns=spans[1] % 2**40,
+                sample_bytes=sample_bytes,
+            )
         )
         for process_id, part in ((first, events), (second, child)):
             writer.append_events(process_id, part)
@@ -136,9 +147,10 @@ def look_at_all(path: Path) -> Iterator[dict[str, Any]]:
         # What a small machine would allow: a claimed heap of terabytes must not take the memory of the tests.
         analyses = analyse_all(trace, heap_limit=64 << 20)
         for analysis in analyses:
+            whole = [(holes.build, holes.render), (temporary.build, temporary.render)]
             for build, render in (
-                (report.build, report.render), (leaks.build, leaks.render), (holes.build, holes.render),
-                (timeline.build, timeline.render),
+                (report.build, report.render), (leaks.build, leaks.render), (timeline.build, timeline.render),
+                *(whole if not analysis.sample_bytes else []),
             ):  # fmt: skip
                 found = build(trace, analysis)
                 render(found, page)
@@ -156,6 +168,7 @@ def look_at_all(path: Path) -> Iterator[dict[str, Any]]:
     st.lists(EVENT, max_size=10),
     st.lists(VMA, max_size=8),
     st.lists(ADDRESS.filter(lambda a: a < 2**63), min_size=4, max_size=4),
+    st.sampled_from([0, 1, 2**20, 2**62, -5]),
 )
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nonsense_ends_in_figures_that_balance(
@@ -164,8 +177,9 @@ def test_nonsense_ends_in_figures_that_balance(
     child: list[tuple[int, ...]],
     vmas: list[tuple[int, int, str, str]],
     spans: list[int],
+    sample_bytes: int,
 ) -> None:
-    path = write(tmp_path / "x.heapledger", events_of(rows), events_of(child), vma_rows(vmas), spans)
+    path = write(tmp_path / "x.heapledger", events_of(rows), events_of(child), vma_rows(vmas), spans, sample_bytes)
     for found in look_at_all(path):
         if found["format"] == "heapledger.report":
             assert sum(o["rss_bytes"] for o in found["owners"]) == found["pagemap_bytes"]
@@ -182,7 +196,7 @@ def small(tmp_path: Path) -> Path:
 BROKEN: list[Any] = [{}, {"agreement": 7}, {"snapshots": ["x"]}, {"groups": [{}]}, {"own": [1]}]
 
 
-@pytest.mark.parametrize("name", ["analysis", "leaks", "ledger.2", "holes.2"])
+@pytest.mark.parametrize("name", ["analysis", "leaks", "lifetimes", "ledger.2", "holes.2"])
 @pytest.mark.parametrize("value", BROKEN)
 def test_stored_results_that_make_no_sense_are_made_anew(small: Path, name: str, value: dict[str, Any]) -> None:
     with Trace(small) as trace:
@@ -204,7 +218,7 @@ def test_results_of_another_version_are_made_anew(small: Path) -> None:
 def test_what_is_stored_has_the_shape_that_is_asked_for(small: Path) -> None:
     with Trace(small) as trace:
         analysis = analyse(trace, 1)
-        for name in ("analysis", "leaks", "ledger.2", "holes.2"):
+        for name in ("analysis", "leaks", "lifetimes", "ledger.2", "holes.2"):
             assert is_sound(name, analysis.stored(name)), name
         assert not is_sound("unknown", {})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from heapledger.analyzer.facts import Names
+from heapledger.analyzer.reports.text import size
 from heapledger.analyzer.session import START, Analysis, fork_chain
 from heapledger.analyzer.sites import site_name, stack_json
 from heapledger.errors import NotMeasuredError, UsageError
@@ -36,6 +37,7 @@ def process_json(row: Any) -> dict[str, Any]:
         "end_ns": row.end_ns,
         "events": row.events,
         "lost": row.lost,
+        "sample_bytes": row.sample_bytes,
         "glibc": row.libc_version,
         "notes": list(row.notes),
     }
@@ -101,6 +103,45 @@ def _highest(snapshots: list[Any]) -> Any:
     return max(snapshots, key=lambda s: (s.rss_bytes, s.time_ns))
 
 
+def errors(analysis: Analysis, **standard_errors: int) -> dict[str, Any]:
+    """What marks figures as estimates: `errors(a, bytes=3)` → "estimated", "standard_error_bytes"; {} of exact ones."""
+    if not analysis.sample_bytes:
+        return {}
+    return {"estimated": True, **{f"standard_error_{name}": value for name, value in standard_errors.items()}}
+
+
+#: What makes a call site of one fact that of another.
+_SITE = ("name", "function", "file", "line", "module")
+
+
+def lifetimes_by_site(analysis: Analysis) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """What became of the blocks of each call site, by `site_key`."""
+    return {site_key(site): site for site in analysis.lifetimes().get("sites", [])}
+
+
+def site_key(site: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(site[field] for field in _SITE)
+
+
+def freed_at_json(analysis: Analysis, site: dict[str, Any] | None, names: Names) -> dict[str, Any]:
+    """Where blocks of a call site (of `lifetimes_by_site`) are freed, the most frequent place first."""
+    if site is None:
+        return {"freed_blocks": 0, "freed_at": []}
+    blocks, _, blocks_error, _ = site["released"]
+    places = [
+        {
+            **{field: place[field] for field in _SITE},
+            "blocks": place["released"][0],
+            "bytes": place["released"][1],
+            "share": place["released"][0] / max(blocks, 1),
+            "stack": stack_of(names, place["stack"])[0],
+            **errors(analysis, blocks=place["released"][2], bytes=place["released"][3]),
+        }
+        for place in site["freed_at"]
+    ]
+    return {"freed_blocks": blocks, "freed_at": places, **errors(analysis, freed_blocks=blocks_error)}
+
+
 def _forced_note(summary: dict[str, Any]) -> str:
     elsewhere = summary["reasons"].get("OTHER_ARENA", 0)
     wrong = summary["agreement"]["forced"] - elsewhere
@@ -123,7 +164,12 @@ def common_notes(analysis: Analysis, snapshot: Any | None = None) -> list[str]:
         notes.append(f"{summary['damaged_events']:,} events are in damaged blocks and were left out.")
     if summary["agreement"]["forced"]:
         notes.append(_forced_note(summary))
-    if row.libc_version and not summary["confirmed"]:
+    if analysis.sample_bytes:
+        notes.append(
+            f"This is a sample: one allocation in about {size(analysis.sample_bytes)} was recorded. What is said of "
+            "malloc's blocks are estimates (~), with their standard errors (±)."
+        )
+    elif row.libc_version and not summary["confirmed"]:
         notes.append(
             f"The model is not proven for glibc {row.libc_version}: the rules of {summary['profile']} were used."
         )

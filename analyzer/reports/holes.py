@@ -16,6 +16,11 @@ from heapledger.store.reader import Trace
 def build(trace: Trace, analysis: Analysis, *, at: str | int | None = None, top: int | None = 100) -> dict[str, Any]:
     """The report as JSON, with the `top` holes that have most resident bytes (None: all that were kept)."""
     row = analysis.process
+    if analysis.sample_bytes:
+        raise NotMeasuredError(
+            "this trace is a sample: between the recorded blocks may be free memory, or blocks that were not recorded",
+            hint="Trace it without --sample to see holes; `heapledger report` says how much of the heap is resident.",
+        )
     snapshot = common.choose_snapshot(trace.snapshots(row.id), at)
     found = analysis.holes(snapshot.id) if snapshot is not None else None
     if snapshot is None or found is None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from heapledger.analyzer.facts import Names
 from heapledger.analyzer.reports import common
-from heapledger.analyzer.reports.text import Page, counted, duration, exact_percent, percent, shorten, size
+from heapledger.analyzer.reports.text import (
+    Page,
+    about,
+    about_count,
+    duration,
+    exact_percent,
+    percent,
+    shorten,
+    size,
+)
 from heapledger.analyzer.session import START, Analysis
 from heapledger.analyzer.sites import Frame, base_name, short_function, site_of
 from heapledger.analyzer.sites import frame_name as name_of_frame
@@ -34,6 +44,7 @@ LABELS = {
     "arena": "malloc: its own tables",
     "arena_unmodelled": "malloc: other arenas",
     "foreign_sbrk": "sbrk by others",
+    "unsampled": "heap: free, or not sampled",
     "stack": "stack",
     "thread_stack": "thread stacks",
     "tls": "thread-local storage",
@@ -67,9 +78,10 @@ def build(trace: Trace, analysis: Analysis, *, at: str | int | None = None, top:
         "snapshot": common.snapshot_json(snapshot) if snapshot is not None else None,
         "snapshots": [_snapshot_line(analysis, s) for s in snapshots],
     }
-    report |= _books(snapshot, ledger, names, limit)
+    report |= _books(analysis, snapshot, ledger, names, limit)
     report["sites"] = _sites(ledger, analysis, names, limit, report["rss_bytes"])
-    report["heap"] = ledger["heap"] if ledger else analysis.summary["heap"]
+    report["heap"] = _heap(analysis, ledger["heap"] if ledger else analysis.summary["heap"])
+    report |= _allocated(analysis)
     report["beside"] = _beside(snapshot, ledger)
     report["peak"] = _peak(trace, analysis, snapshots)
     report["model"] = model_json(analysis)
@@ -87,13 +99,43 @@ def _snapshot_line(analysis: Analysis, snapshot: Any) -> dict[str, Any]:
     }
 
 
-def _books(snapshot: Any | None, ledger: dict[str, Any] | None, names: Names, limit: int) -> dict[str, Any]:
+def _heap(analysis: Analysis, stored: dict[str, Any]) -> dict[str, Any]:
+    """What malloc holds; of a sampled process, what is free is null."""
+    figures = {key: value for key, value in stored.items() if not key.endswith("_error")}
+    if not analysis.sample_bytes:
+        return figures
+    return figures | common.errors(analysis, bytes=stored["live_bytes_error"], blocks=stored["live_blocks_error"])
+
+
+def _allocated(analysis: Analysis) -> dict[str, Any]:
+    """All allocations of the process, and those that were temporary."""
+    found = analysis.lifetimes()
+    sums: dict[str, Any] = {}
+    for name in ("allocated", "temporary"):
+        amount = found.get(name)
+        if amount is None:
+            sums[name] = None
+            continue
+        blocks, count, blocks_error, bytes_error = amount
+        sums[name] = {
+            "bytes": count,
+            "blocks": blocks,
+            **common.errors(analysis, bytes=bytes_error, blocks=blocks_error),
+        }
+    return sums
+
+
+def _books(
+    analysis: Analysis, snapshot: Any | None, ledger: dict[str, Any] | None, names: Names, limit: int
+) -> dict[str, Any]:
     """The fields about resident bytes; null without a snapshot."""
     if snapshot is None or ledger is None:
         empty = ("rss_bytes", "pss_bytes", "pagemap_bytes", "smaps_difference_bytes", "unexplained_bytes")
-        return {**dict.fromkeys(empty), "estimated": False, "owners": [], "kinds": []}
+        return {**dict.fromkeys(empty), "estimated": bool(analysis.sample_bytes), "owners": [], "kinds": []}
     total = max(snapshot.rss_bytes, 1)
-    owners = [_owner(o, names, total) for o in ledger["owners"] if o["rss_bytes"]] + _live(ledger, names, limit, total)
+    owners = [_owner(o, names, total) for o in ledger["owners"] if o["rss_bytes"]] + _live(
+        analysis, ledger, names, limit, total
+    )
     owners.sort(key=lambda o: (-o["rss_bytes"], o["kind"], o["name"]))
     kinds: dict[str, int] = {}
     for owner in owners:
@@ -107,10 +149,28 @@ def _books(snapshot: Any | None, ledger: dict[str, Any] | None, names: Names, li
         "estimated": ledger["estimated"],
         "owners": owners,
         "kinds": [
-            {"kind": kind, "rss_bytes": amount, "share": amount / total}
+            {"kind": kind, "rss_bytes": amount, "share": amount / total, **_kind_errors(analysis, ledger, kind)}
             for kind, amount in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
         ],
     }
+
+
+def _kind_errors(analysis: Analysis, ledger: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Of a sampled process: what is not the live blocks' is the rest's, so both have one error."""
+    if kind not in ("live", "unsampled"):
+        return {}
+    return common.errors(analysis, rss_bytes=_root(site["rss_error"] for site in ledger["sites"]))
+
+
+def _root(standard_errors: Iterable[int]) -> int:
+    """The standard error of a sum."""
+    return round(math.sqrt(sum(e * e for e in standard_errors)))
+
+
+def _site_errors(analysis: Analysis, *sites: dict[str, Any]) -> dict[str, Any]:
+    """Standard errors of the sum of call sites."""
+    sums = {name: _root(site[f"{name}_error"] for site in sites) for name in ("bytes", "blocks", "rss")}
+    return common.errors(analysis, bytes=sums["bytes"], blocks=sums["blocks"], rss_bytes=sums["rss"])
 
 
 def _owner(stored: dict[str, Any], names: Names, total: int) -> dict[str, Any]:
@@ -123,7 +183,7 @@ def _owner(stored: dict[str, Any], names: Names, total: int) -> dict[str, Any]:
     return owner
 
 
-def _live(ledger: dict[str, Any], names: Names, limit: int, total: int) -> list[dict[str, Any]]:
+def _live(analysis: Analysis, ledger: dict[str, Any], names: Names, limit: int, total: int) -> list[dict[str, Any]]:
     """Live blocks as owners: the first `limit` call sites, and the sum of the others."""
     listed, rest = ledger["sites"][:limit], ledger["sites"][limit:]
     owners = [
@@ -135,6 +195,7 @@ def _live(ledger: dict[str, Any], names: Names, limit: int, total: int) -> list[
             "bytes": site["bytes"],
             "blocks": site["blocks"],
             "stack": common.stack_of(names, site["stack"])[0],
+            **_site_errors(analysis, site),
         }
         for site in listed
     ]
@@ -143,7 +204,10 @@ def _live(ledger: dict[str, Any], names: Names, limit: int, total: int) -> list[
     if count:
         sums = {key: sum(s[key] for s in rest) + other[key] for key in ("rss_bytes", "bytes", "blocks")}
         name = f"({count:,} other call sites)"
-        owners.append({"kind": "live", "name": name, "share": sums["rss_bytes"] / total, "stack": [], **sums})
+        owners.append(
+            {"kind": "live", "name": name, "share": sums["rss_bytes"] / total, "stack": [], **sums}
+            | _site_errors(analysis, *rest)
+        )
     return owners
 
 
@@ -154,9 +218,12 @@ def _sites(
     fields = ("name", "function", "file", "line", "module", "bytes", "blocks", "rss_bytes")
     if ledger is not None:
         total = max(rss_bytes or 0, 1)
+        lifetimes = common.lifetimes_by_site(analysis)
         return [
             {key: site[key] for key in fields}
             | {"share": site["rss_bytes"] / total, "stack": common.stack_of(names, site["stack"])[0]}
+            | _site_errors(analysis, site)
+            | common.freed_at_json(analysis, lifetimes.get(common.site_key(site)), names)
             for site in ledger["sites"][:limit]
         ]
     return _sites_not_freed(analysis, names)[:limit]
@@ -165,6 +232,7 @@ def _sites(
 def _sites_not_freed(analysis: Analysis, names: Names) -> list[dict[str, Any]]:
     """Call sites of blocks not freed at the end, the largest first; resident bytes are not known."""
     sites: dict[str, dict[str, Any]] = {}
+    parts: dict[str, list[dict[str, Any]]] = {}
     for group in analysis.leaks()["groups"]:
         frame = site_of(names.each_frame(*group["stack"]))
         name = name_of_frame(frame) if frame is not None else "(no call stack)"
@@ -174,8 +242,12 @@ def _sites_not_freed(analysis: Analysis, names: Names) -> list[dict[str, Any]]:
             measured = {"rss_bytes": None, "share": None}
             stack = common.stack_of(names, group["stack"])[0]
             site = sites[name] = {"name": name, **where, "bytes": 0, "blocks": 0, **measured, "stack": stack}
+            parts[name] = []
         site["bytes"] += group["bytes"]
         site["blocks"] += group["blocks"]
+        parts[name].append({**group, "rss_error": 0})
+    for name, site in sites.items():
+        site |= _site_errors(analysis, *parts[name])
     return sorted(sites.values(), key=lambda site: (-site["bytes"], site["name"]))
 
 
@@ -204,6 +276,7 @@ def _peak(trace: Trace, analysis: Analysis, snapshots: Sequence[Any]) -> dict[st
         "hwm_bytes": hwm if hwm >= 0 else None,
         "live_bytes": analysis.summary["peak_live_bytes"],
         "live_time_ns": analysis.summary["peak_live_ns"],
+        **common.errors(analysis, bytes=analysis.summary["peak_live_error"]),
     }
 
 
@@ -290,22 +363,46 @@ def _render_head(report: dict[str, Any], page: Page) -> None:
         facts.append(f"glibc {process['glibc']}")
     page.line(", ".join(facts))
     page.line(f"{process['events']:,} events, {process['lost']:,} lost")
-    page.line(agreement_line(report["model"]))
+    sampled = process["sample_bytes"]
+    if sampled:
+        page.line(f"Sampled: one allocation in about {size(sampled)}; what is said of malloc's blocks is estimated")
+    else:
+        page.line(agreement_line(report["model"]))
     page.line()
     if report["rss_bytes"] is not None:
         page.line(f"RSS {moment(report)}: {size(report['rss_bytes'])}{_without_shim(report)}")
     if peak["rss_bytes"] is not None:
         page.line(f"RSS at its highest: {size(peak['rss_bytes'])}, seen at {duration(peak['time_ns'])}")
-    heap = report["heap"]
+    _render_heap(report, page)
+
+
+def _render_heap(report: dict[str, Any], page: Page) -> None:
+    """What malloc holds, and all that it was asked for."""
+    heap, peak = report["heap"], report["peak"]
+    blocks = about_count(heap["live_blocks"], heap.get("standard_error_blocks"))
     page.line(
-        f"Live bytes {moment(report)}: {size(heap['live_bytes'])} in {counted(heap['live_blocks'], 'block')} "
-        f"(highest {size(peak['live_bytes'])} at {duration(peak['live_time_ns'])})"
+        f"Live bytes {moment(report)}: {about(heap['live_bytes'], heap.get('standard_error_bytes'))} in {blocks} "
+        f"{'block' if heap['live_blocks'] == 1 else 'blocks'} "
+        f"(highest {about(peak['live_bytes'], peak.get('standard_error_bytes'))} at {duration(peak['live_time_ns'])})"
     )
-    page.line(f"Heap: {size(heap['heap_bytes'])} by brk, {size(heap['mmapped_bytes'])} in large blocks of their own;")
-    page.line(
-        f"      free in it: {size(heap['hole_bytes'])} holes, {size(heap['cached_bytes'])} cached, "
-        f"{size(heap['top_bytes'])} top"
+    if heap["heap_bytes"] is not None:
+        page.line(
+            f"Heap: {size(heap['heap_bytes'])} by brk, {size(heap['mmapped_bytes'])} in large blocks of their own;"
+        )
+        page.line(
+            f"      free in it: {size(heap['hole_bytes'])} holes, {size(heap['cached_bytes'])} cached, "
+            f"{size(heap['top_bytes'])} top"
+        )
+    allocated, temporary = report["allocated"], report["temporary"]
+    if allocated is None or not allocated["blocks"]:
+        return
+    line = (
+        f"In all: {about(allocated['bytes'], allocated.get('standard_error_bytes'))} in "
+        f"{about_count(allocated['blocks'], allocated.get('standard_error_blocks'))} allocations"
     )
+    if temporary is not None:
+        line += f", {percent(temporary['blocks'] / allocated['blocks'])} of them temporary"
+    page.line(line)
 
 
 def _without_shim(report: dict[str, Any]) -> str:
@@ -376,8 +473,8 @@ def _render_tree(report: dict[str, Any], page: Page) -> None:
         page.line(f"  ... and {len(report['processes']) - len(rows):,} more")
 
 
-def _size_or_dash(count: int | None) -> str:
-    return "-" if count is None else size(count)
+def _size_or_dash(count: int | None, standard_error: int | None = None) -> str:
+    return "-" if count is None else about(count, standard_error)
 
 
 def _render_ledger(report: dict[str, Any], page: Page) -> None:
@@ -390,7 +487,9 @@ def _render_ledger(report: dict[str, Any], page: Page) -> None:
     for kind in report["kinds"]:
         label = LABELS.get(kind["kind"], kind["kind"])
         bar = page.bar(kind["share"] / largest, width)
-        rows.append([label, size(kind["rss_bytes"]), percent(kind["share"]), bar])
+        rows.append(
+            [label, about(kind["rss_bytes"], kind.get("standard_error_rss_bytes")), percent(kind["share"]), bar]
+        )
         if kind["kind"] != "live":
             rows += _large_owners(report, kind["kind"])
     if not report["unexplained_bytes"]:
@@ -438,7 +537,12 @@ def _render_sites(report: dict[str, Any], page: Page, top: int) -> None:
     page.table(
         [">resident", ">requested", ">blocks", "site"],
         [
-            [_size_or_dash(s["rss_bytes"]), size(s["bytes"]), f"{s['blocks']:,}", callers(s["stack"], s["name"])]
+            [
+                _size_or_dash(s["rss_bytes"], s.get("standard_error_rss_bytes")),
+                about(s["bytes"], s.get("standard_error_bytes")),
+                about_count(s["blocks"], s.get("standard_error_blocks")),
+                callers(s["stack"], s["name"]),
+            ]
             for s in sites
         ],
     )
@@ -478,10 +582,13 @@ def _render_next(report: dict[str, Any], page: Page, file: str) -> None:
     """What to look at next, by what was found."""
     hints = []
     heap = report["heap"]
-    if heap["hole_bytes"] > max(heap["heap_bytes"] // 10, 65536):
+    if (heap["hole_bytes"] or 0) > max((heap["heap_bytes"] or 0) // 10, 65536):
         hints.append(("holes", f"what keeps {size(heap['hole_bytes'])} of free memory in the heap"))
     if heap["live_blocks"]:
         hints.append(("leaks", "what was never freed, with whole stacks"))
+    allocated, temporary = report["allocated"], report["temporary"]
+    if allocated and temporary and temporary["blocks"] > allocated["blocks"] // 10:
+        hints.append(("temporary", "who allocates for a moment only"))
     if report["model"]["forced"]:
         hints.append(("verify", "where the model and the program differ"))
     hints.append(("serve", "all of this in the browser"))

@@ -30,6 +30,22 @@ def size(count: int | float | None) -> str:
     return f"{int(value):,} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
+def about(count: int, standard_error: int | None) -> str:
+    """An estimate of bytes: `~41.2 ± 3.0 MiB`; exact ones (None) as `size` has them."""
+    if standard_error is None:
+        return size(count)
+    unit = 0
+    while count >= 1024 ** (unit + 1) and unit < len(_UNITS) - 1:
+        unit += 1
+    digits = 1 if unit else 0
+    return f"~{count / 1024**unit:,.{digits}f} ± {standard_error / 1024**unit:,.{digits}f} {_UNITS[unit]}"
+
+
+def about_count(count: int, standard_error: int | None) -> str:
+    """An estimate of a number: `~1,200 ± 30`; exact ones (None) as they are."""
+    return f"{count:,}" if standard_error is None else f"~{count:,} ± {standard_error:,}"
+
+
 def counted(count: int, noun: str) -> str:
     """`1 block`, `2,000 blocks`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

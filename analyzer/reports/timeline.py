@@ -39,6 +39,10 @@ def build(
         if not len(found):
             continue
         series[name] = _series(name, found)
+        if name == "live_bytes":
+            series[name] |= common.errors(analysis, bytes=analysis.summary["peak_live_error"])
+        elif name == "live_blocks":
+            series[name] |= common.errors(analysis)
         start = int(found.t0[0]) if start is None else min(start, int(found.t0[0]))
         end = int(found.t1[-1]) if end is None else max(end, int(found.t1[-1]))
     report = common.header("timeline", row)
@@ -84,7 +88,8 @@ def render(report: dict[str, Any], page: Page) -> None:
         is_bytes = found["unit"] == "bytes"
         line = page.spark(_columns(found["points"], start, end, width), scale if is_bytes else found["max"])
         show = size if is_bytes else "{:,}".format
-        rows.append([label, line, show(found["max"]), show(found["last"])])
+        tilde = "~" if found.get("estimated") else ""
+        rows.append([label, line, tilde + show(found["max"]), tilde + show(found["last"])])
     page.table(["", "", ">highest", ">last"], rows, styles={1: "cyan"})
     page.line(f"One scale for all bytes: a full bar is {size(scale)}.")
     marks = [f"{s['reason']} at {duration(s['time_ns'])}" for s in report["snapshots"]]

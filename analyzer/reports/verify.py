@@ -30,6 +30,7 @@ def build(trace: Trace, analyses: Sequence[Analysis], *, main: Analysis | None =
         "events": sum(p["events"] for p in parts),
         "lost": sum(p["lost"] for p in parts),
         "ok": all(p["ok"] for p in parts),
+        "sampled": any(p["sampled"] for p in parts),
         "processes": parts,
         "notes": list(dict.fromkeys(note for analysis in analyses for note in common.common_notes(analysis))),
     }
@@ -69,7 +70,8 @@ def _process(trace: Trace, analysis: Analysis) -> dict[str, Any]:
         "confirmed": model["confirmed"],
         "events": row.events,
         "lost": lost,
-        "ok": all_exact and maps["exact"] == maps["compared"] and not lost,
+        "sampled": bool(analysis.sample_bytes),
+        "ok": not analysis.sample_bytes and all_exact and maps["exact"] == maps["compared"] and not lost,
         "reasons": model["reasons"],
         "examples": model["examples"],
     }
@@ -144,6 +146,8 @@ def render(report: dict[str, Any], page: Page) -> None:
 
 
 def _verdict(report: dict[str, Any]) -> str:
+    if report["sampled"]:
+        return "Not measured: this trace is a sample, from which no address can be predicted."
     if not report["ok"]:
         return "Not everything is exact."
     unexplained = report["rss"]["unexplained_bytes"]

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("info", "What a trace file holds."),
     "report": ("report", "Who owns each resident page, at exit or at peak."),
     "leaks": ("leaks", "Blocks not freed at exit, by call site."),
+    "temporary": ("temporary", "Blocks freed before anything else was allocated, by site."),
     "holes": ("holes", "Free memory that stays resident, and what pins it."),
     "timeline": ("timeline", "Live bytes, heap, holes and RSS over time."),
     "verify": ("verify", "How much of the model's prediction was exact."),

@@ -23,7 +23,7 @@ def command(file: str, pid: int | None, strict: bool, form: str) -> None:
     """How much of what the model predicted was exact.
 
     Each address that malloc returned was predicted and compared; so were the heap's ends and large blocks with the
-    kernel's maps, and the ledger with the kernel's Rss.
+    kernel's maps, and the ledger with the kernel's Rss. Of a sampled trace nothing can be predicted: status 4.
     """
     with common.opened(file) as trace:
         from heapledger.analyzer.reports import verify
@@ -38,5 +38,10 @@ def command(file: str, pid: int | None, strict: bool, form: str) -> None:
             common.print_json(result)
         else:
             verify.render(result, common.page())
+    if result["sampled"]:
+        raise NotMeasuredError(
+            "this trace is a sample: nothing was predicted",
+            hint="Trace the program without --sample to verify the model.",
+        )
     if strict and not result["ok"]:
         raise NotMeasuredError("not everything is exact")
