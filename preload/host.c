@@ -7,6 +7,7 @@
 #include <link.h>
 #include <linux/futex.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #ifndef MAP_FIXED_NOREPLACE
@@ -149,9 +150,20 @@ void host_signals_restore(const uint64_t *saved)
     host_call4(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, saved, NULL, 8);
 }
 
+static struct stat first_stderr;
+
+void host_note_stderr(void)
+{
+    if (host_call2(SYS_fstat, 2, &first_stderr) < 0)
+        first_stderr.st_ino = 0;
+}
+
 void host_complain(const char *text)
 {
+    struct stat now;
     size_t length = 0;
+    if (host_frugal || host_call2(SYS_fstat, 2, &now) < 0 || now.st_ino != first_stderr.st_ino || now.st_dev != first_stderr.st_dev)
+        return;
     while (text[length])
         length++;
     host_call3(SYS_write, 2, text, length);

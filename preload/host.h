@@ -86,8 +86,12 @@ static inline uint64_t host_tsc(void)
 void host_signals_block(uint64_t *saved);
 void host_signals_restore(const uint64_t *saved);
 
-/* One line, straight to file descriptor 2. */
+/*
+ * One line, straight to file descriptor 2, if that is the file that it was at host_note_stderr: else it might become part of the
+ * program's data.
+ */
 void host_complain(const char *text);
+void host_note_stderr(void);
 
 /*
  * The definition of `name` that the dynamic linker would have used had the shim not been there: default version, first

@@ -100,6 +100,7 @@ static void settings_read(void)
         if ((value = after_prefix(*e, "HEAPLEDGER_OPTIONS=")))
             parse_options(value);
     }
+    host_note_stderr();
     hl_settings.ready = true;
 }
 

@@ -165,6 +165,8 @@ static struct start start_look(int folder, const char *path, char *const *enviro
         return s;
     s.possible = true;
     enum program_kind kind = inherits ? program_look(folder, path) : PROGRAM_TRACEABLE;
+    if (kind == PROGRAM_TRACEABLE && inherits && program_environment_has_sanitizer(environment))
+        kind = PROGRAM_SANITIZED;
     if (kind == PROGRAM_TRACEABLE && inherits && hl_settings.left && !program_environment_reaches_shim(environment))
         kind = PROGRAM_OTHER_ROOT;
     if (kind == PROGRAM_OTHER_ROOT && hl_image->mode == HL_MODE_ON) /* a remark would not reach the log */

@@ -252,6 +252,21 @@ bool program_environment_reaches_shim(char *const *environment)
     return true;
 }
 
+bool program_environment_has_sanitizer(char *const *environment)
+{
+    for (; environment && *environment; environment++) {
+        if (!starts_with(*environment, PRELOAD))
+            continue;
+        for (const char *name = *environment + sizeof PRELOAD - 1, *c = name; *c; c++) {
+            if (*c == '/' || is_separator(*c))
+                name = c + 1;
+            else if (c == name && is_sanitizer(name))
+                return true;
+        }
+    }
+    return false;
+}
+
 /* Copies the entries of LD_PRELOAD that are not the shim. Returns how many characters; 0: nothing is left. */
 static size_t copy_others(char *into, const char *value)
 {

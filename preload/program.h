@@ -43,4 +43,7 @@ void program_environment_free(struct program_environment *clean);
 bool program_environment_has_shim(char *const *environment);
 bool program_environment_reaches_shim(char *const *environment);
 
+/* True when LD_PRELOAD also names a sanitizer's library. */
+bool program_environment_has_sanitizer(char *const *environment);
+
 #endif

@@ -137,6 +137,7 @@ struct hl_control {
     _Alignas(128) uint32_t coarse; /* 512  collector: one more every millisecond while it lives; 0 = it keeps no time */
 };
 
+/* FREE, not given back but never owned: made ahead for a program that puts the spool out of its own reach (generation 0). */
 enum hl_ring_state { HL_RING_FREE = 0, HL_RING_OWNED = 1, HL_RING_LEFT = 2 /* owner said goodbye, may still free blocks */ };
 
 struct hl_ring {

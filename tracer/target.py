@@ -2,7 +2,8 @@
 
 Refused, because the shim would not be loaded or the program would not start: what is not there or not executable, what
 is neither ELF nor a script, other architectures, static programs, musl, programs that change identity (the loader
-ignores LD_PRELOAD for them), sanitizers that insist on being the first library. Warned about: other allocators.
+ignores LD_PRELOAD for them), sanitizers that insist on being the first library. Warned about: other allocators. (What
+that program starts in turn is looked at by the shim, preload/program.c, which never refuses: see docs/programs.md.)
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def examine(name: str, environment: Mapping[str, str]) -> Target:
     program, script = _program_of(path, environment)
     target = Target(path, program, script)
     _check_identity(program, refused=not script, warnings=target.warnings)
+    _check_preload(environment)
     _check_elf(target)
     return target
 
@@ -59,6 +61,18 @@ def _find(name: str, environment: Mapping[str, str]) -> str:
     if not os.access(name, os.X_OK):
         raise TargetError(f"{name!r} is not executable", hint=f"chmod +x {name}, or name its interpreter before it")
     return name
+
+
+def _check_preload(environment: Mapping[str, str]) -> None:
+    for entry in environment.get("LD_PRELOAD", "").replace(":", " ").split():
+        if sanitizer := _SANITIZERS.get(_library_name(entry)):
+            raise TargetError(
+                f"LD_PRELOAD names {sanitizer}, which must be the first library", hint="run it without that sanitizer"
+            )
+
+
+def _library_name(path: str) -> str:
+    return Path(path).name.partition(".so")[0]
 
 
 def _head(path: str) -> bytes:
@@ -206,7 +220,7 @@ def _check_loader(target: Target, interpreter: str) -> None:
 
 def _check_libraries(target: Target, needed: list[str]) -> None:
     for library in needed:
-        name = Path(library).name.partition(".so")[0]
+        name = _library_name(library)
         if name in _SANITIZERS:
             _refuse(
                 target,
