@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -281,6 +282,19 @@ def test_a_threads_stack_is_where_the_kernel_maps_it(shim: Shim, program: Path) 
     ranges = [(start, end, line[1]) for (start, end), line in zip(ends, lines, strict=True)]
     assert any(end == low and mode == "---p" for _, end, mode in ranges), "the guard ends where the stack begins"
     assert any(start <= low and high <= end and mode == "rw-p" for start, end, mode in ranges)
+
+
+def test_the_first_threads_stack_ends_where_the_kernels_does(shim: Shim, program: Path) -> None:  # noqa: F811
+    image = shim.run(program, "exit_thread").first
+    low, high = (image.rings[0].get(name) for name in ("stack_low", "stack_high"))
+    (stack,) = (line.split()[0] for line in image.maps.splitlines() if line.endswith("[stack]"))
+    start, end = (int(address, 16) for address in stack.split("-"))
+    limit, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    if limit == resource.RLIM_INFINITY:
+        assert (low, high) == (0, 0)
+    else:
+        assert (high, high - low) == (end, limit)
+        assert low <= start
 
 
 def test_the_smallest_stacks_are_large_enough_for_the_hooks(shim: Shim, program: Path) -> None:  # noqa: F811

@@ -141,6 +141,11 @@ def test_sanitizers_are_refused(tmp_path: Path) -> None:
     assert "AddressSanitizer" in refusal(build(tmp_path, MAIN, "-fsanitize=address")).message
 
 
+def test_a_sanitizer_in_the_environment_is_refused() -> None:
+    with pytest.raises(TargetError, match="LD_PRELOAD names ThreadSanitizer"):
+        examine(TRUE, {"LD_PRELOAD": "/usr/lib/other.so /usr/lib/x86_64-linux-gnu/libtsan.so.2"})
+
+
 @pytest.mark.parametrize("flags", [(), ("-rdynamic",)])
 def test_a_program_with_its_own_malloc_is_warned_about(tmp_path: Path, flags: tuple[str, ...]) -> None:
     own = "#include <stddef.h>\nvoid *malloc(size_t n) { (void)n; return 0; }\nvoid free(void *p) { (void)p; }\n"

@@ -207,6 +207,88 @@ static int forks_without_wait(void)
     return say_number(errno == ECHILD);
 }
 
+static void allocates(void) { churn(50); }
+
+static int handlers_of_fork_allocate(void)
+{
+    pthread_atfork(allocates, allocates, allocates);
+    for (int i = 0; i < 5; i++) {
+        pid_t child = fork();
+        if (child == 0)
+            exit(i);
+        say_number(status_of(child));
+    }
+    return 0;
+}
+
+static void *forks_in_a_thread(void *nothing)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        churn(100);
+        say_number(run_threads(2, churner, 0));
+        exit(8);
+    }
+    say_number(status_of(child));
+    return nothing;
+}
+
+static int forks_in_threads(void)
+{
+    for (int i = 0; i < 4; i++)
+        run_threads(1, forks_in_a_thread, 0);
+    return 0;
+}
+
+static void start_churners(void)
+{
+    pthread_t thread;
+    for (int i = 0; i < 3; i++)
+        pthread_create(&thread, NULL, churner_for_ever, NULL);
+    usleep(20000);
+}
+
+static int exits_while_threads_allocate(void)
+{
+    start_churners();
+    say("exits\n");
+    exit(5);
+}
+
+static int dies_while_threads_allocate(void)
+{
+    start_churners();
+    say("dies\n");
+    kill(getpid(), SIGTERM);
+    pause();
+    return 0;
+}
+
+static void *execs(void *nothing)
+{
+    execl("/bin/echo", "echo", "from a thread", (char *)NULL);
+    return nothing;
+}
+
+static int execs_from_a_thread(void)
+{
+    start_churners();
+    return run_threads(1, execs, 0);
+}
+
+/* Its second file is not what it was: nothing of ours may be written there. */
+static int uses_stderr_for_data(void)
+{
+    char said[256] = "";
+    close(2);
+    if (open("data", O_RDWR | O_CREAT, 0600) != 2 || setgroups(0, NULL) || setgid(65534) || setuid(65534))
+        return REFUSED;
+    run_threads(40, churner, 65536); /* recording stops here, which it would like to say */
+    (void)!write(2, "data\n", 5);
+    say_number(pread(2, said, sizeof said - 1, 0));
+    return 0;
+}
+
 /* ---- programs that are started without us */
 
 static int spawn(char *const *environment, int search)
@@ -783,7 +865,9 @@ static const struct {
     int (*run)(void);
 } table[] = {
     ENTRY(raw_forks), ENTRY(clones_that_share_memory), ENTRY(raw_fork_while_threads_allocate),
-    ENTRY(forks_while_threads_allocate), ENTRY(forks_without_wait), ENTRY(spawns), ENTRY(scrubs_its_environment),
+    ENTRY(forks_while_threads_allocate), ENTRY(handlers_of_fork_allocate), ENTRY(forks_in_threads),
+    ENTRY(exits_while_threads_allocate), ENTRY(dies_while_threads_allocate), ENTRY(execs_from_a_thread), ENTRY(uses_stderr_for_data),
+    ENTRY(forks_without_wait), ENTRY(spawns), ENTRY(scrubs_its_environment),
     ENTRY(starts_in_every_way), ENTRY(becomes_a_daemon), ENTRY(closes_every_file), ENTRY(threads_of_every_kind),
     ENTRY(thousand_threads_at_once), ENTRY(ten_thousand_short_threads), ENTRY(names_threads),
     ENTRY(runs_coroutines), ENTRY(timer_at_10_khz), ENTRY(survives_stack_overflow), ENTRY(dies_of_stack_overflow),
