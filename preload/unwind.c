@@ -165,6 +165,23 @@ static bool is_restorer(uintptr_t pc)
 }
 
 /*
+ * add $n, %rsp; ret, straight behind the call (or behind a nop, .NET's): code without CFI that keeps no frame pointer, but
+ * shows how large its frame is. CPython's trampolines (-X perf, one a Python function) are like that. *bytes: from rsp to
+ * the CFA. The rule is kept, as a compiler that uses memory again does not put another frame's end behind the same call.
+ */
+static bool is_frameless(uintptr_t key, int64_t *bytes)
+{
+    struct unwind_memory memory = {0};
+    uint64_t word;
+    if (!unwind_read(&memory, key, &word))
+        return false;
+    if ((word & 0xff) == 0x90)
+        word >>= 8;
+    *bytes = (int64_t)(word >> 24 & 0xff) + 8;
+    return (word & 0xff80ffffffull) == 0xc300c48348ull && *bytes % 8 == 0;
+}
+
+/*
  * Code without CFI that is the outermost all the same: where the process began; or a return address that was put there by
  * hand, the first byte of a function, with no code in front. That is how makecontext ends a coroutine's stack (glibc's
  * __start_context, whose CFI does not say so), and others do alike.
@@ -177,13 +194,16 @@ static bool is_outermost(uintptr_t key)
 static uint32_t make(uintptr_t key)
 {
     struct cfi_row row;
+    int64_t bytes;
     if (key == 0 || key >= UNWIND_USER_LIMIT)
         return pack(UNWIND_GUESS, 0, 0);
     const uint8_t *fde = unwind_find_fde(key - 1);
     if (fde == NULL && is_outermost(key))
         return pack(UNWIND_END, 0, 0);
+    if (fde == NULL && is_restorer(key))
+        return pack(UNWIND_SIGNAL, 0, 0);
     if (fde == NULL)
-        return is_restorer(key) ? pack(UNWIND_SIGNAL, 0, 0) : pack(UNWIND_GUESS, 0, 0);
+        return is_frameless(key, &bytes) ? pack(UNWIND_SP, bytes, 0) : pack(UNWIND_GUESS, 0, 0);
     return cfi_row_at(fde, key - 1, &row) ? compress(&row) : pack(UNWIND_FULL, 0, 0);
 }
 
@@ -291,6 +311,18 @@ static enum unwind_result step_restorer(struct unwind_registers *registers, stru
     return UNWIND_OK;
 }
 
+/* The other registers are the caller's already. */
+static enum unwind_result step_frameless(struct unwind_registers *registers, struct unwind_memory *memory, int64_t bytes)
+{
+    uint64_t cfa = registers->value[UNWIND_RSP] + (uint64_t)bytes, pc;
+    if (!unwind_read(memory, cfa - 8, &pc))
+        return UNWIND_LOST;
+    put(registers, UNWIND_PC, pc);
+    put(registers, UNWIND_RSP, cfa);
+    registers->exact_pc = false;
+    return UNWIND_OK;
+}
+
 static enum unwind_result step_guess(struct unwind_registers *registers, struct unwind_memory *memory)
 {
     bool unreadable;
@@ -312,13 +344,18 @@ enum unwind_result unwind_step_full(struct unwind_registers *registers, struct u
     struct unwind_registers caller = {.known = 0};
     uintptr_t pc = registers->value[UNWIND_PC] - !registers->exact_pc;
     uint64_t cfa;
+    int64_t bytes;
     if (pc >= UNWIND_USER_LIMIT)
         return UNWIND_LOST;
     const uint8_t *fde = unwind_find_fde(pc);
     if (fde == NULL && !registers->exact_pc && is_outermost(pc + 1))
         return UNWIND_OUTERMOST;
+    if (fde == NULL && is_restorer(pc + 1))
+        return step_restorer(registers, memory);
+    if (fde == NULL && is_frameless(pc + 1, &bytes))
+        return step_frameless(registers, memory, bytes);
     if (fde == NULL)
-        return is_restorer(pc + 1) ? step_restorer(registers, memory) : step_guess(registers, memory);
+        return step_guess(registers, memory);
     if (!cfi_row_at(fde, pc, &row))
         return UNWIND_LOST;
     if (row.how[UNWIND_PC] == CFI_UNDEFINED)

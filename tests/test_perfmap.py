@@ -158,7 +158,8 @@ def trace(tmp_path: Path) -> Path:
 
 def run(trace: Path, *argv: str, options: tuple[str, ...] = (), **settings: object) -> None:
     command = [sys.executable, "-m", "heapledger", "run", "-q", "-o", str(trace), *options, "--", *argv]
-    kept: dict[str, object] = {"capture_output": True, "text": True, "timeout": 120, **settings}
+    # node writes a log of its own into the folder it is started in.
+    kept: dict[str, object] = {"capture_output": True, "text": True, "timeout": 120, "cwd": trace.parent, **settings}
     subprocess.run(command, check=False, **kept)  # type: ignore[call-overload]
 
 
@@ -329,10 +330,14 @@ def test_java_methods_are_named(trace: Path, tmp_path: Path, jit: str) -> None:
 
 
 def python_with_perf_maps() -> str:
-    for minor in range(12, 20):
-        python = shutil.which(f"python3.{minor}")
-        if python and not subprocess.run([python, "-X", "perf", "-c", "pass"], capture_output=True).returncode:
-            return python
+    """The interpreter itself: what is in the PATH may be a script that looks for it."""
+    built = sorted(Path("~/.pyenv/versions").expanduser().glob("3.1[2-9]*/bin/python3"))
+    for python in (*(f"python3.{minor}" for minor in range(12, 20)), *map(str, built)):
+        if shutil.which(python):
+            command = [python, "-X", "perf", "-c", "import sys; print(sys.executable)"]
+            found = subprocess.run(command, capture_output=True, text=True)
+            if found.returncode == 0:
+                return found.stdout.strip()
     pytest.skip("no Python from 3.12 on that writes perf maps is installed")
 
 
@@ -343,3 +348,7 @@ def test_python_functions_are_named(trace: Path, tmp_path: Path, jit: str) -> No
     )
     run(trace, python_with_perf_maps(), "-X", "perf", str(tmp_path / "shop.py"))
     assert ("Shop.sell", str(tmp_path / "shop.py")) in named(trace)
+    with Trace(trace) as opened:
+        stacks = {s for events in opened.events(opened.process().id) for s in events.stack.tolist()}
+        called = [[f.function for f in opened.stack(opened.process().id, s) if f.module == "[JIT]"] for s in stacks]
+    assert ["Shop.sell", "keep", "<module>"] in called

@@ -90,12 +90,24 @@ static int guesses(void)
     static const unsigned char code[] = {0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x40, 0xff, 0xd7, 0xc9, 0xc3};
     void *jit = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     memcpy(jit, code, sizeof code); /* the same as call_without_cfi */
-    void (*jitted)(void (*)(void));
+    static const unsigned char trampoline[] = {0x48, 0x83, 0xec, 0x18, 0xff, 0xd7, 0x48, 0x83, 0xc4, 0x18, 0xc3};
+    void *frameless = (char *)jit + 1024; /* sub $24, %rsp; call *%rdi; add $24, %rsp; ret */
+    memcpy(frameless, trampoline, sizeof trampoline);
+    static const unsigned char padded[] = {0x48, 0x83, 0xec, 0x08, 0xff, 0xd7, 0x90, 0x48, 0x83, 0xc4, 0x08, 0xc3};
+    void *nop = (char *)jit + 2048; /* with a nop behind the call */
+    memcpy(nop, padded, sizeof padded);
+    void (*jitted)(void (*)(void)), (*by_size)(void (*)(void)), (*by_size_behind)(void (*)(void));
     memcpy(&jitted, &jit, sizeof jitted);
+    memcpy(&by_size, &frameless, sizeof by_size);
+    memcpy(&by_size_behind, &nop, sizeof by_size_behind);
     for (unsigned i = 0; i < 30; i++) {
         nest(call_without_cfi, record_only, i % 7);
         wrong += check_guess(i % 7);
         nest(jitted, record_only, i % 7);
+        wrong += check_guess(i % 7);
+        nest(by_size, record_only, i % 7);
+        wrong += check_guess(i % 7);
+        nest(by_size_behind, record_only, i % 7);
         wrong += check_guess(i % 7);
         uint64_t ips[8];
         nest(call_without_frame, record_only, i % 7);

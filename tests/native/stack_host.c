@@ -26,6 +26,7 @@
 enum { LIMIT = 1200 };
 static struct hl_control control;
 struct hl_control *hl_control_page = &control;
+bool host_frugal;
 static unsigned depth;
 static long captures, mismatches, marks_cut, marks_lost;
 
