@@ -17,6 +17,8 @@ from heapledger.analyzer.sampling import probability, weigh
 from heapledger.analyzer.session import analyse
 from heapledger.errors import NotMeasuredError
 from heapledger.store.reader import Trace
+from heapledger.web.app import create_app
+from heapledger.web.config import Config
 
 SAMPLE = 20_000
 #: Standard errors that an estimate may be off.
@@ -220,3 +222,22 @@ def test_the_second_look_comes_from_the_file(sample: Path) -> None:
         seen: list[int] = []
         analyse(trace, progress=lambda done, _: seen.append(done))
         assert not seen
+
+
+def test_the_page_of_a_sample_wears_a_badge_and_marks_estimates(sample: Path, full: Path) -> None:
+    pages = {}
+    for path in (sample, full):
+        client = create_app(Config(paths=(path,), patience_s=20.0)).test_client()
+        pages[path] = client.get("/", follow_redirects=True).text
+        trace = client.get("/api/v1/traces").get_json()["traces"][0]["id"]
+        temporary_json = client.get(f"/api/v1/traces/{trace}/temporary").get_json()
+        assert temporary_json["sites"][0]["function"] == "scratch"
+        assert client.get(f"/api/v1/traces/{trace}/holes").status_code == (404 if path == sample else 200)
+    assert "sampled, 1 in 19.5 KiB" in pages[sample]
+    assert 'class="within"' in pages[sample]
+    assert "between the recorded blocks" in pages[sample]
+    assert "no address can be predicted" in pages[sample]
+    assert "sampled, 1 in" not in pages[full]
+    assert 'class="within"' not in pages[full]
+    assert "freed at (" in pages[full]
+    assert pages[full].count("drop_other") > 1

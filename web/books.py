@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heapledger.analyzer.reports import holes, leaks, report, timeline, verify
+from heapledger.analyzer.reports import holes, leaks, report, temporary, timeline, verify
 from heapledger.analyzer.session import Analysis, analyse, analyse_all
 from heapledger.errors import NotMeasuredError, UsageError
 from heapledger.store.reader import Trace
@@ -33,6 +33,8 @@ class Books:
     leaks: Json
     #: None where no snapshot says which holes are resident.
     holes: Json | None
+    #: None where the trace is a sample that does not tell.
+    temporary: Json | None
     #: Of this process, or of all where all were asked for.
     verify: Json
     trace: Trace
@@ -47,6 +49,10 @@ class Books:
     def holes_or_error(self) -> Json:
         """The holes; NotMeasuredError with its reason where they are not known."""
         return holes.build(self.trace, self.analysis) if self.holes is None else self.holes
+
+    def temporary_or_error(self) -> Json:
+        """Temporary allocations; NotMeasuredError with its reason where they are not known."""
+        return temporary.build(self.trace, self.analysis) if self.temporary is None else self.temporary
 
     def timeline(self, start_ns: int | None, end_ns: int | None, points: int) -> Json:
         return timeline.build(self.trace, self.analysis, t0=start_ns, t1=end_ns, points=points)
@@ -80,6 +86,7 @@ def _make_books(trace: Trace, process_id: int | None, progress: Progress) -> Boo
         peak=_peak(trace, analysis, main),
         leaks=leaks.build(trace, analysis),
         holes=_holes(trace, analysis),
+        temporary=_temporary(trace, analysis),
         verify=verify.build(trace, analyses),
         trace=trace,
         analysis=analysis,
@@ -105,5 +112,12 @@ def _peak(trace: Trace, analysis: Analysis, main: Json) -> Json | None:
 def _holes(trace: Trace, analysis: Analysis) -> Json | None:
     try:
         return holes.build(trace, analysis)
+    except NotMeasuredError:
+        return None
+
+
+def _temporary(trace: Trace, analysis: Analysis) -> Json | None:
+    try:
+        return temporary.build(trace, analysis)
     except NotMeasuredError:
         return None

@@ -55,6 +55,10 @@ def leaks(trace_id: str) -> ResponseReturnValue:
     return answer(trace_id, lambda books: books.leaks)
 
 
+def temporary(trace_id: str) -> ResponseReturnValue:
+    return answer(trace_id, lambda books: books.temporary_or_error())
+
+
 def holes(trace_id: str) -> ResponseReturnValue:
     return answer(trace_id, lambda books: books.holes_or_error())
 

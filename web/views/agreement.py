@@ -82,7 +82,9 @@ def agreement_view(verify: Json, process_id: int) -> AgreementView:
         ),
     )
     predicted, exact = addresses["predicted"], addresses["exact"]
-    if predicted == 0:
+    if part.get("sampled"):
+        verdict = "Not measured: this trace is a sample, from which no address can be predicted."
+    elif predicted == 0:
         verdict = "No address was predicted: nothing is known about the model's agreement."
     elif predicted == exact:
         verdict = f"All {predicted:,} addresses were predicted exactly."

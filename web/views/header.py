@@ -48,6 +48,8 @@ class HeaderView:
     events: int
     lost: int
     glibc: str
+    #: Not 0: the trace is a sample, one allocation in about so many bytes.
+    sample_bytes: int
     options: tuple[ProcessOption, ...]
     #: All there are; a build has thousands, and not all are offered.
     processes: int
@@ -99,6 +101,7 @@ def header_view(report: Json) -> HeaderView:
         events=process["events"],
         lost=process["lost"],
         glibc=visible(process["glibc"] or ""),
+        sample_bytes=process["sample_bytes"],
         options=tuple(option(other, process["id"]) for other in offered(report["processes"], process["id"])),
         processes=len(report["processes"]),
         notes=tuple(visible(note) for note in dict.fromkeys([*process["notes"], *report["notes"]])),

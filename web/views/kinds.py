@@ -22,6 +22,7 @@ KINDS: dict[str, KindText] = {
     "fastbin": KindText("Fast bins", "cache", "Small freed blocks that malloc has not merged yet."),
     "hole_pinned": KindText("Holes, pinned", "hole-pinned", "Free, on pages shared with a block in use."),
     "hole_reclaimable": KindText("Holes, whole pages", "hole-free", "Free and resident: whole pages could go back."),
+    "unsampled": KindText("Free or not sampled", "hole-free", "Heap that the recorded blocks do not stand for."),
     "top": KindText("Top of the heap", "top", "Free space at the end of the heap, not yet given back."),
     "arena": KindText("malloc's own tables", "arena", "Arena headers, thread cache tables, fence posts."),
     "arena_unmodelled": KindText("Thread arenas, unmodelled", "arena", "Rest of arenas that the model does not cover."),

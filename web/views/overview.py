@@ -10,7 +10,17 @@ from heapledger.web.views.agreement import AgreementView, agreement_view
 from heapledger.web.views.header import HeaderView, header_view
 from heapledger.web.views.ledger import LedgerView, ledger_view
 from heapledger.web.views.series import SeriesRow, series_rows
-from heapledger.web.views.sites import HolesView, LeaksView, SiteRow, holes_view, leaks_view, site_rows, snapshot_words
+from heapledger.web.views.sites import (
+    HolesView,
+    LeaksView,
+    SiteRow,
+    TemporaryView,
+    holes_view,
+    leaks_view,
+    site_rows,
+    snapshot_words,
+    temporary_view,
+)
 
 LEDGER_TITLES = {"exit": "At exit", "peak": "At peak", "request": "As asked for", "exec": "Before exec"}
 
@@ -30,7 +40,9 @@ class KeyFigures:
     peak_rss_bytes: int | None
     live_bytes: int
     live_blocks: int
-    hole_bytes: int
+    #: Standard error of the live bytes, where they are an estimate.
+    live_error: int | None
+    hole_bytes: int | None
     unexplained_bytes: int | None
     addresses_share: float | None
 
@@ -50,7 +62,11 @@ class Overview:
     sites: tuple[SiteRow, ...]
     sites_at: str
     leaks: LeaksView
+    #: None: not measured, for a reason that `holes_problem` says.
     holes: HolesView | None
+    holes_problem: str
+    #: None where a sample does not tell.
+    temporary: TemporaryView | None
     agreement: AgreementView
 
 
@@ -58,6 +74,15 @@ def moment_title(report: Json) -> str:
     """What the moment of a report is called; without a snapshot it is the end of what is known."""
     at = report["at"]
     return "At the end" if at is None else LEDGER_TITLES.get(at) or visible(at)
+
+
+def _holes_problem(report: Json) -> str:
+    """Why there are no holes to show."""
+    if report["process"]["sample_bytes"]:
+        return (
+            "This trace is a sample: between the recorded blocks may be free memory, or blocks that were not recorded."
+        )
+    return "No snapshot of this process was taken, so nobody knows which holes were resident."
 
 
 def overview(books: Books) -> Overview:
@@ -76,6 +101,7 @@ def overview(books: Books) -> Overview:
             peak_rss_bytes=peak.get("hwm_bytes") or peak.get("rss_bytes"),
             live_bytes=heap["live_bytes"],
             live_blocks=heap["live_blocks"],
+            live_error=heap.get("standard_error_bytes"),
             hole_bytes=heap["hole_bytes"],
             unexplained_bytes=main["unexplained_bytes"] if main["rss_bytes"] is not None else None,
             addresses_share=agreement.checks[0].share,
@@ -89,5 +115,7 @@ def overview(books: Books) -> Overview:
         sites_at=moment_title(main).lower(),
         leaks=leaks_view(books.leaks),
         holes=holes_view(books.holes) if books.holes else None,
+        holes_problem=_holes_problem(main),
+        temporary=temporary_view(books.temporary) if books.temporary else None,
         agreement=agreement,
     )

@@ -23,13 +23,14 @@ class SeriesRow:
     label: str
     highest: int
     last: int
+    estimated: bool
 
 
 def series_rows(timeline: Json) -> tuple[SeriesRow, ...]:
     """Series that have points at all; without events or samples there is nothing to say."""
     series = timeline["series"]
     return tuple(
-        SeriesRow(name, label, series[name]["max"], series[name]["last"])
+        SeriesRow(name, label, series[name]["max"], series[name]["last"], bool(series[name].get("estimated")))
         for name, label in LABELS.items()
         if name in series and series[name]["points"]
     )

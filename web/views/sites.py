@@ -18,6 +18,16 @@ HELD_BY = {"tcache": "a cached block (tcache)", "fastbin": "a cached block (fast
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceRow:
+    """A place where blocks of a call site are freed."""
+
+    name: str
+    blocks: int
+    share: float
+    frames: tuple[FrameLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SiteRow:
     name: str
     place: str
@@ -29,6 +39,11 @@ class SiteRow:
     #: None where no snapshot says what is resident.
     rss_bytes: int | None
     share: float | None
+    freed_at: tuple[PlaceRow, ...]
+    #: Standard errors, where the figures are estimates.
+    bytes_error: int | None
+    blocks_error: int | None
+    rss_error: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +56,38 @@ class LeakRow:
     blocks: int
     share: float
     inherited: bool
+    freed_blocks: int
+    freed_at: tuple[PlaceRow, ...]
+    bytes_error: int | None
+    blocks_error: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TemporaryRow:
+    name: str
+    callers: str
+    frames: tuple[FrameLine, ...]
+    blocks: int
+    blocks_error: int | None
+    bytes: int
+    share: float
+    share_of_site: float
+
+
+@dataclass(frozen=True, slots=True)
+class TemporaryView:
+    rows: tuple[TemporaryRow, ...]
+    blocks: int
+    blocks_error: int | None
+    bytes: int
+    allocated_blocks: int
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
 class LeaksView:
     rows: tuple[LeakRow, ...]
+    bytes_error: int | None
     total_bytes: int
     total_blocks: int
     suppressed_bytes: int
@@ -101,9 +143,46 @@ def site_rows(report: Json) -> tuple[SiteRow, ...]:
                 blocks=site["blocks"],
                 rss_bytes=site.get("rss_bytes"),
                 share=site.get("share"),
+                freed_at=place_rows(site.get("freed_at")),
+                bytes_error=site.get("standard_error_bytes"),
+                blocks_error=site.get("standard_error_blocks"),
+                rss_error=site.get("standard_error_rss_bytes") if site.get("rss_bytes") is not None else None,
             )
         )
     return tuple(rows)
+
+
+def place_rows(places: Sequence[Json] | None) -> tuple[PlaceRow, ...]:
+    """Where blocks are freed, the most frequent place first."""
+    return tuple(
+        PlaceRow(shorten(place["name"], 120), place["blocks"], place["share"], frame_lines(place["stack"]))
+        for place in places or ()
+    )
+
+
+def temporary_view(temporary: Json) -> TemporaryView:
+    """Blocks freed before anything else was allocated."""
+    amount = temporary["temporary"]
+    return TemporaryView(
+        rows=tuple(
+            TemporaryRow(
+                name=shorten(site["name"], 120),
+                callers=callers_of(site["stack"], site["name"]),
+                frames=frame_lines(site["stack"]),
+                blocks=site["blocks"],
+                blocks_error=site.get("standard_error_blocks"),
+                bytes=site["bytes"],
+                share=site["share"],
+                share_of_site=site["share_of_site"],
+            )
+            for site in temporary["sites"][:SITE_ROWS]
+        ),
+        blocks=amount["blocks"],
+        blocks_error=amount.get("standard_error_blocks"),
+        bytes=amount["bytes"],
+        allocated_blocks=temporary["allocated"]["blocks"],
+        share=temporary["share"],
+    )
 
 
 def leaks_view(leaks: Json) -> LeaksView:
@@ -119,11 +198,16 @@ def leaks_view(leaks: Json) -> LeaksView:
             blocks=leak["blocks"],
             share=leak["bytes"] / max(total, 1),
             inherited=bool(leak.get("inherited")),
+            freed_blocks=leak.get("freed_blocks") or 0,
+            freed_at=place_rows(leak.get("freed_at")),
+            bytes_error=leak.get("standard_error_bytes"),
+            blocks_error=leak.get("standard_error_blocks"),
         )
         for leak in shown
     )
     return LeaksView(
         rows=rows,
+        bytes_error=leaks.get("standard_error_bytes"),
         total_bytes=total,
         total_blocks=leaks["total_blocks"],
         suppressed_bytes=leaks["suppressed_bytes"],
