@@ -4,8 +4,9 @@
   through `importlib.resources`.
 * `heapledger.analyzer.glibc._compiled`: the malloc model, the same source that also runs interpreted: the mechanism
   files are joined into one Cython module, so that calls between them are C calls.
-* `heapledger.tracer._slots` and `heapledger.store._kernels`: the inner loops of the collector, on the way from ring to
-  trace file. Where they were not built numpy does the same, at a third of the speed.
+* `heapledger.store._codec`: the codecs of event and node blocks. A trace can be neither written nor read without it.
+* `heapledger.tracer._slots`: the collector's inner loop. Where it was not built numpy does the same, at a third of the
+  speed.
 * `heapledger.analyzer._lifetimes`: blocks from allocation to release, in the analyzer. Where it was not built, Python
   dictionaries do the same, much slower.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -38,12 +40,26 @@ def cython_extensions() -> list[Extension]:
             source = os.path.relpath(ROOT / folder / "_compiled.py", ROOT)
             extensions.append(Extension(module, [source], extra_compile_args=["-O3", "-Wno-sign-compare"]))
     for source, module in (
-        ("src/heapledger/store/_kernels.pyx", "heapledger.store._kernels"),
         ("tracer/_slots.pyx", "heapledger.tracer._slots"),
         ("analyzer/_lifetimes.pyx", "heapledger.analyzer._lifetimes"),
     ):
         extensions.append(Extension(module, [source], extra_compile_args=["-O3"]))
+    codec = ROOT / "src/heapledger/store"
+    extensions.append(
+        Extension(
+            "heapledger.store._codec",
+            ["src/heapledger/store/_codec.pyx", *relative(codec.glob("*codec*.c"), "_codec.c")],
+            depends=relative(codec.glob("*.h")),
+            include_dirs=[os.path.relpath(codec, ROOT)],
+            extra_compile_args=["-O3"],
+        )
+    )
     return list(cythonize(extensions, language_level=3, include_path=[str(ROOT / "src")])) if extensions else []
+
+
+def relative(paths: Iterable[Path], *but: str) -> list[str]:
+    """Sorted, and seen from here, as setuptools wants them."""
+    return sorted(os.path.relpath(path, ROOT) for path in paths if path.name not in but)
 
 
 class BuildExt(build_ext):

@@ -1,10 +1,10 @@
 """How fast events go into a trace file and come out again, and what they take.
 
     python bench/store_bench.py TRACE [TRACE ...]     events of real traces (heapledger run -o TRACE -- ...)
-    python bench/store_bench.py --choose TRACE        bytes an event of every codec: how blocks._BEST was chosen
     python bench/store_bench.py --mtrace LOG          lines a second of an import
 
-One process, one thread; the file is written to the folder of TRACE. Figures: bench/RESULTS.md.
+One process, one thread; the file is written to the folder of TRACE. "encode" is the codec with what it takes to hand it
+numpy columns (the collector's drain hands it events as they are), "pack" is zstd. Figures: bench/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import argparse
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from heapledger.store import blocks
-from heapledger.store.events import COLUMNS, Events
+from heapledger.store.events import Events
 from heapledger.store.reader import Trace
 from heapledger.store.writer import TraceWriter
 from heapledger.tracer.mtrace import import_log
@@ -57,14 +58,16 @@ def measure(path: Path) -> None:
     portions = load(path)
     total = sum(map(len, portions))
     millions = total / 1e6
-    encoded = [blocks.encode_block(events) for events in portions]
-    size = sum(len(column.data) for block in encoded for column in block.values())
-    pairs = list(zip(portions, encoded, strict=True))
+    encoded = [blocks.encode_events(events) for events in portions]
+    blobs = [pack(block) for block in encoded]
+    size = sum(len(blob) for _, _, blob in blobs)
     # One at a time, as the writer and the reader do: what is kept would be paid for in page faults.
-    encode = timed(lambda: sum(len(blocks.encode_block(events)) for events in portions))
-    decode = timed(lambda: sum(len(blocks.decode_block(len(events), block)) for events, block in pairs))
+    encode = timed(lambda: sum(blocks.encode_events(events).count for events in portions))
+    packing = timed(lambda: sum(len(pack(block)[2]) for block in encoded))
+    decode = timed(lambda: sum(len(blocks.decode_events(*blob)) for blob in blobs))
     print(f"{path.name}: {total:,} events, {size / total:.2f} bytes an event")
-    print(f"  encode {millions / encode:6.1f} M/s    decode {millions / decode:6.1f} M/s   (all columns, in memory)")
+    print(f"  encode {1e3 * encode / millions:5.1f} ns    pack {1e3 * packing / millions:5.1f} ns    (in memory)")
+    print(f"  decode {millions / decode:5.1f} M/s   (all columns)")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         target = Path(folder) / "bench.heapledger"
 
@@ -80,26 +83,21 @@ def measure(path: Path) -> None:
             with Trace(target) as trace:
                 read = timed(partial(count, trace, columns))
             print(f"  read   {millions / read:6.1f} M/s    {'all columns' if columns is None else ' '.join(columns)}")
-    for name in COLUMNS:
-        part = sum(len(block[name].data) for block in encoded)
-        print(f"  {name:9} {part / total:6.3f} bytes   {encoded[len(encoded) // 2][name].codec}")
+    stored: Counter[str] = Counter()
+    for _, _, blob in blobs:
+        for entry in blocks.directory(blob):
+            stored[entry.name] += entry.high - entry.low
+    for name, part in stored.most_common():
+        print(f"  {name:8} {part / total:6.3f} bytes")
 
 
-def choose(path: Path) -> None:
-    """Every codec on every column: order.transform → bytes an event."""
-    portions = load(path)[::4]
-    total = sum(map(len, portions))
-    contexts = [blocks.context_of(events) for events in portions]
-    for name in COLUMNS:
-        sizes = {}
-        for order in ("time", "split"):
-            for transform in ("plain", "delta", "second", "exit", "chunk"):
-                if name in blocks.needed_by(order, transform):
-                    continue
-                columns = [blocks.encode_column(name, context, order, transform) for context in contexts]
-                sizes[f"{order}.{transform}"] = sum(len(column.data) for column in columns) / total
-        best = sorted(sizes, key=lambda codec: sizes[codec])
-        print(f"{name:9}", "  ".join(f"{codec} {sizes[codec]:.3f}" for codec in best[:4]))
+PACKER = blocks.Packer()
+
+
+def pack(block: blocks.Block) -> tuple[int, int, bytes]:
+    """(count, crc, blob), as the writer makes it."""
+    blob = PACKER.pack(block.streams)
+    return block.count, blocks.checksum("events", block.count, blob), blob
 
 
 def import_speed(log: Path) -> None:
@@ -112,11 +110,10 @@ def import_speed(log: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--choose", action="store_true")
     parser.add_argument("--mtrace", action="store_true")
     parser.add_argument("files", nargs="+", type=Path)
     options = parser.parse_args()
-    work = choose if options.choose else import_speed if options.mtrace else measure
+    work = import_speed if options.mtrace else measure
     for file in options.files:
         work(file)
 

@@ -6,16 +6,15 @@ import json
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from heapledger.errors import UsageError
 from heapledger.store.events import COLUMNS, Events, Kind
-from heapledger.store.reader import Trace
+from heapledger.store.reader import Block, Trace
 from heapledger.store.sql import EVENT_COLUMNS, Database, kind_name
 from heapledger.store.writer import TraceWriter
 
@@ -111,14 +110,14 @@ def test_events_answer_as_a_table_of_the_same_rows_would(
 def test_conditions_leave_out_blocks(path: Path) -> None:
     """A statement about few events decodes few: seen in the columns that are really fetched."""
     with Trace(path) as trace, Database(trace) as database:
-        opened: list[tuple[int, frozenset[str]]] = []
-        fetch = trace._columns
+        opened: list[frozenset[str]] = []
+        fetch = trace.block_events
 
-        def watched(block_id: int, wanted: set[str]) -> Any:
-            opened.append((block_id, frozenset(wanted)))
-            return fetch(block_id, wanted)
+        def watched(block: Block, columns: Iterable[str] | None = None) -> Events | None:
+            opened.append(frozenset(columns or ()))
+            return fetch(block, columns)
 
-        trace._columns = watched  # type: ignore[method-assign]
+        trace.block_events = watched  # type: ignore[method-assign]
         for statement, blocks in (
             ("SELECT size FROM events WHERE process_id = 2", 1),
             ("SELECT size FROM events WHERE process_id = 1 AND seq < 100", 1),
@@ -128,7 +127,21 @@ def test_conditions_leave_out_blocks(path: Path) -> None:
             opened.clear()
             list(database.execute(statement)[1])
             assert len(opened) == blocks, statement
-            assert all("addr" not in wanted for _, wanted in opened)
+            assert all(wanted and "addr" not in wanted for wanted in opened)
+
+
+def test_nodes_of_call_stacks_are_a_table(database: Database) -> None:
+    statement = "SELECT node, parent, address, module_id FROM call_node WHERE process_id = 1"
+    nodes = list(database.execute(statement + " ORDER BY node")[1])
+    assert [node[:3] for node in nodes] == [(1, 0, 16), (2, 1, 32)]
+    assert list(database.execute(statement + " AND node = 2")[1]) == nodes[1:]
+    assert list(database.execute(statement + " AND node = 'x'")[1]) == []
+    assert list(database.execute("SELECT count(*) FROM call_node WHERE process_id = 9")[1]) == [(0,)]
+    joined = (
+        "SELECT DISTINCT e.stack, m.path FROM events e JOIN call_node n"
+        " ON (n.process_id, n.node) = (e.process_id, e.stack) JOIN module m ON m.id = n.module_id ORDER BY 1"
+    )
+    assert {path for _, path in database.execute(joined)[1]} == {"/bin/x"}
 
 
 def test_tables_views_of_stacks_and_names_are_there(database: Database) -> None:

@@ -19,27 +19,27 @@ EXAMPLES = """\
 \b
 Examples:
   heapledger info app.heapledger
-  heapledger info --blocks app.heapledger      what each column costs
+  heapledger info --blocks app.heapledger      what events and call stacks take, by stream and process
   heapledger info --check app.heapledger       open every block
   heapledger info --format json app.heapledger | jq '.processes[].events'"""
 
 
 @click.command("info", epilog=EXAMPLES)
 @common.file_argument
-@click.option("--blocks", "columns", is_flag=True, help="Show the bytes an event of each column.")
+@click.option("--blocks", "streams", is_flag=True, help="Show the bytes of each stream of the compressed blocks.")
 @click.option("--check", is_flag=True, help="Open every block, to find all damage.")
 @common.format_option
-def command(file: str, columns: bool, check: bool, form: str) -> None:
+def command(file: str, streams: bool, check: bool, form: str) -> None:
     """What a trace file holds: session, processes, events, losses, damage."""
     with common.opened(file) as trace:
-        result = build(trace, columns=columns, check=check)
+        result = build(trace, streams=streams, check=check)
     if form == "json":
         common.print_json(result)
     else:
         render(result, common.page())
 
 
-def build(trace: Trace, *, columns: bool = False, check: bool = False) -> dict[str, Any]:
+def build(trace: Trace, *, streams: bool = False, check: bool = False) -> dict[str, Any]:
     """The report as JSON; see docs/trace-file.md."""
     session = trace.session
     processes = [_process(trace, row) for row in trace.processes()]
@@ -63,8 +63,8 @@ def build(trace: Trace, *, columns: bool = False, check: bool = False) -> dict[s
         "checked": check,
         "damaged": [_damage(damage) for damage in trace.damaged],
     }
-    if columns:
-        result["columns"] = _columns(trace)
+    if streams:
+        result["streams"] = _streams(trace, processes)
     return result
 
 
@@ -118,12 +118,21 @@ def _damage(damage: Any) -> dict[str, Any]:
     }
 
 
-def _columns(trace: Trace) -> list[dict[str, Any]]:
-    """What each column of all blocks together takes in the file."""
-    total = max(trace.event_count, 1)
+def _streams(trace: Trace, processes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each stream of the blocks of each process takes in the file; docs/trace-file.md says what is in them."""
+    pids = {process["id"]: process["pid"] for process in processes}
+    events = {process["id"]: max(process["events"], 1) for process in processes}
     return [
-        {"name": name, "codec": codec, "bytes": size, "raw_bytes": raw, "bytes_per_event": size / total}
-        for name, codec, size, raw in trace.column_sizes()
+        {
+            "process_id": size.process_id,
+            "pid": pids.get(size.process_id),
+            "of": size.what,
+            "name": size.name,
+            "bytes": size.bytes,
+            "raw_bytes": size.raw_bytes,
+            "bytes_per_event": size.bytes / events.get(size.process_id, 1),
+        }
+        for size in trace.stream_sizes()
     ]
 
 
@@ -152,8 +161,8 @@ def render(result: dict[str, Any], page: Page) -> None:
     _render_processes(result["processes"], page)
     for process in result["processes"]:
         _render_process(process, page, alone=len(result["processes"]) == 1)
-    if "columns" in result:
-        _render_columns(result["columns"], page)
+    if "streams" in result:
+        _render_streams(result, page)
     _render_damage(result, page)
 
 
@@ -221,12 +230,19 @@ def _render_process(process: dict[str, Any], page: Page, *, alone: bool) -> None
         page.line(f"* {note}", style="yellow")
 
 
-def _render_columns(columns: list[dict[str, Any]], page: Page) -> None:
-    page.heading("Bytes an event by column")
-    rows = [[c["name"], c["codec"], f"{c['bytes']:,}", f"{c['bytes_per_event']:.3f}"] for c in columns]
-    total = sum(column["bytes"] for column in columns)
-    rows.append(["all", "", f"{total:,}", f"{sum(c['bytes_per_event'] for c in columns):.3f}"])
-    page.table(["column", "codec", ">bytes", ">an event"], rows)
+def _render_streams(result: dict[str, Any], page: Page) -> None:
+    for process in result["processes"]:
+        streams = [stream for stream in result["streams"] if stream["process_id"] == process["id"]]
+        if not streams:
+            continue
+        page.heading("Bytes by stream" + ("" if len(result["processes"]) == 1 else f", process {process['pid']}"))
+        rows = [
+            [s["of"], s["name"], f"{s['raw_bytes']:,}", f"{s['bytes']:,}", f"{s['bytes_per_event']:.3f}"]
+            for s in streams
+        ]
+        totals = [sum(stream[key] for stream in streams) for key in ("raw_bytes", "bytes", "bytes_per_event")]
+        rows.append(["all", "", f"{totals[0]:,}", f"{totals[1]:,}", f"{totals[2]:.3f}"])
+        page.table(["of", "stream", ">before zstd", ">bytes", ">an event"], rows)
 
 
 def _render_damage(result: dict[str, Any], page: Page) -> None:

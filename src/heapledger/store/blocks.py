@@ -1,273 +1,221 @@
-"""The codec of event columns: 64k events become one small blob a column.
+"""Blocks: 64k events, or 16k nodes of call stacks, as a few compressed streams in one blob.
 
-A codec is written into the file as `order.transform.width`, e.g. `time.delta.3`:
+What the streams hold is the codecs' affair (codec.h, node_codec.h); here they are compressed, packed and opened again
+without being trusted. A blob:
 
-    order       `time`: as they happened.  `split`: allocations first, then the rest (FREE and all other kinds): a
-                column that means different things for the two compresses better when they are apart
-    transform   `plain`   v
-                `delta`   v[i] - v[i-1], zigzag             (v[-1] is 0, all arithmetic is modulo 2**64)
-                `second`  the difference of the differences, zigzag: seq is almost an arithmetic progression
-                `exit`    v - seq, zigzag: a call that nothing overlaps returns one number later
-                `chunk`   v - (the chunk that malloc(size) needs + 1) for allocations, v for the rest; zigzag
-    width       bytes a residual, 0 to 8; the residuals are stored as byte planes (see store.planes). 0: all are 0
+    u8 streams | of each: u8 length, name | u8 form | u32 raw bytes | u32 stored bytes | then the contents
 
-Example: the times 5, 7, 7 become `time.delta.1`: differences 5 2 0, zigzag 10 4 0, planes 0a 04 00, then zstd.
-A column may use only `kind`, `size` and `seq` of its own block, so that every block and nearly every column can be
-decoded alone.
+`form` is 0 for a content that is stored as it is, 1 for one zstd frame, which states its content size. Everything is
+little endian. A stream that is not there is empty. Example: the stream `code` with the bytes 03 00, and nothing else:
+
+    01 | 04 63 6f 64 65 | 00 | 02 00 00 00 | 02 00 00 00 | 03 00
+
+The CRC-32 beside a blob covers what kind of block it is, how many events it has, and the blob: all that decoding
+depends on.
 """
 
 from __future__ import annotations
 
+import struct
+import threading
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from heapledger.errors import TraceError
-from heapledger.store import planes
-from heapledger.store.events import COLUMNS, Events, Kind
-from heapledger.store.planes import U64, unzigzag, zigzag
+from heapledger.store import _codec, planes
+from heapledger.store.events import COLUMNS, Events
 
-try:
-    from heapledger.store import _kernels
-except ImportError:  # it was not built here: numpy does it
-    _kernels = None  # type: ignore[assignment]
+Int64s = npt.NDArray[np.int64]
+Streams = list[tuple[str, bytes]]
 
 #: Events a block; the writer fills blocks up to it and the reader refuses larger ones.
-BLOCK_EVENTS = 65_536
+BLOCK_EVENTS = _codec.BLOCK_EVENTS
+#: Nodes of call stacks a block.
+BLOCK_NODES = _codec.BLOCK_NODES
 
-#: Columns that another one's transform looks at.
-_NEEDS: dict[str, tuple[str, ...]] = {"split": ("kind",), "exit": ("seq",), "chunk": ("kind", "size")}
+#: zstd's level: 3 takes a third more time and leaves 2 % less.
+_LEVEL = 1
+#: A stream that zstd could not bring below this share of its size is stored as it is in the next blocks.
+_WORTH = 0.85
+_STORED_BLOCKS = 15
+#: Streams of so few bytes are not worth a frame.
+_FEW_BYTES = 48
 
-#: (order, transform) by column: what was smallest on allocbench (1 and 4 threads) and CPython's JSON. Where no one was,
-#: one that was smallest a few blocks ago is taken (`Encoder`). See bench/store_bench.py --choose.
-_BEST: dict[str, tuple[tuple[str, str], ...]] = {
-    "kind": (("time", "plain"),),
-    "thread": (("time", "plain"),),
-    "time": (("time", "delta"),),
-    "seq": (("time", "second"),),
-    "seq_exit": (("time", "exit"),),
-    "addr": (("time", "delta"),),
-    "size": (("split", "plain"),),
-    "arg": (("split", "plain"),),
-    "arg2": (("split", "plain"),),
-    "word": (("split", "chunk"),),
-    "stack": (("split", "plain"), ("time", "plain")),
+_RAW, _ZSTD = 0, 1
+_SIZES = struct.Struct("<BII")
+
+_SITES = {"thread", "code", "site", "new"}
+_VALUES = _SITES | {"size", "word", "ref", "depth", "old", "far", "odd", "wide"}
+#: The streams that each column is made of.
+STREAMS_OF: dict[str, set[str]] = {
+    "thread": {"thread"},
+    "time": {"thread", "gap", "time", "leap"},
+    "seq": {"seq"},
+    "seq_exit": {"seq"},
+    "kind": _SITES,
+    "stack": _SITES,
+    **dict.fromkeys(("addr", "size", "arg", "arg2", "word"), _VALUES),
 }
 
-#: zstd's level by column, where it is not planes.LEVEL: these have few repetitions. Level 1 takes half the time; on
-#: allocbench it leaves 1 % less, on CPython's JSON 4 % more.
-_LEVELS = {"time": 1, "addr": 1}
 
-#: So many blocks of a process go by before its columns' codecs are compared again.
-_COMPARE_EVERY = 8
-
-#: Kinds with a request and a result: the "allocations" of the `split` order.
-_IS_ALLOCATION = np.zeros(256, np.bool_)
-_IS_ALLOCATION[[Kind.MALLOC, Kind.CALLOC, Kind.REALLOC, Kind.MEMALIGN, Kind.VALLOC, Kind.PVALLOC]] = True
-
-#: In the order of the numbers in _kernels.pyx.
-_TRANSFORMS = ("plain", "delta", "second", "exit", "chunk")
-
-_ONE = np.uint64(1)
-_WIDTHS = {str(width): width for width in range(9)}
-
-
-@dataclass(slots=True, frozen=True)
-class Column:
-    """An encoded column: a row of `event_column`. `crc` is `checksum` of all the rest."""
-
-    codec: str
-    raw_bytes: int
-    crc: int
-    data: bytes
-
-
-@dataclass
-class _Context:
-    """What a transform may look at beside its own column."""
+@dataclass(slots=True)
+class Block:
+    """An encoded block of events. Times are the least and the greatest of its events."""
 
     count: int
-    columns: Mapping[str, U64]
-
-    @cached_property
-    def allocation(self) -> npt.NDArray[np.bool_]:
-        """Which events are allocations, by the low byte of `kind`."""
-        return _IS_ALLOCATION[self.columns["kind"].astype(np.uint8)]
-
-    @cached_property
-    def split(self) -> npt.NDArray[np.intp]:
-        """Indices of the allocations, then of the rest."""
-        return np.concatenate([np.flatnonzero(self.allocation), np.flatnonzero(~self.allocation)])
-
-    @cached_property
-    def unsplit(self) -> npt.NDArray[np.intp]:
-        """The place of each event in the `split` order."""
-        places = np.empty(self.count, np.intp)
-        places[self.split] = np.arange(self.count)
-        return places
+    first_seq: int
+    last_seq: int
+    first_ns: int
+    last_ns: int
+    streams: Streams
 
 
-def checksum(name: str, codec: str, count: int, data: bytes) -> int:
-    """CRC-32 over everything that decoding depends on: the column's name, its codec, the block's count, the blob."""
-    return zlib.crc32(data, zlib.crc32(f"{name}/{codec}/{count}".encode()))
+class Entry(NamedTuple):
+    """A stream in a blob: its content is `blob[low:high]`."""
+
+    name: str
+    form: int
+    raw_bytes: int
+    low: int
+    high: int
 
 
-def _difference(values: U64) -> U64:
-    out = values.copy()
-    out[1:] -= values[:-1]
-    return out
-
-
-def _chunk_word(context: _Context) -> U64:
-    """glibc's request2size(size) + PREV_INUSE for allocations, 0 for other kinds. See HL_CHUNK in preload/spool.h."""
-    size = context.columns["size"]
-    chunk: U64 = np.maximum((size + np.uint64(23)) & ~np.uint64(15), np.uint64(32)) + _ONE
-    chunk[~context.allocation] = 0
-    return chunk
-
-
-_ENCODE: dict[str, Callable[[U64, _Context], U64]] = {
-    "plain": lambda v, _: v,
-    "delta": lambda v, _: zigzag(_difference(v)),
-    "second": lambda v, _: zigzag(_difference(_difference(v))),
-    "exit": lambda v, c: zigzag(v - c.columns["seq"]),
-    "chunk": lambda v, c: zigzag(v - _chunk_word(c)),
-}
-_DECODE: dict[str, Callable[[U64, _Context], U64]] = {
-    "plain": lambda v, _: v,
-    "delta": lambda v, _: np.cumsum(unzigzag(v), dtype=np.uint64),
-    "second": lambda v, _: np.cumsum(np.cumsum(unzigzag(v), dtype=np.uint64), dtype=np.uint64),
-    "exit": lambda v, c: unzigzag(v) + c.columns["seq"],
-    "chunk": lambda v, c: unzigzag(v) + _chunk_word(c),
-}
-
-
-def encode_column(name: str, context: _Context, order: str, transform: str) -> Column:
-    """One column with a given codec; `context` holds all columns of the block as u64."""
-    encode = _encode_by_numpy if _kernels is None else _encode_compiled
-    width, planes_of = encode(name, context, order, transform)
-    data = planes.compress(planes_of, _LEVELS.get(name, planes.LEVEL)) if width else b""
-    codec = f"{order}.{transform}.{width}"
-    return Column(codec, width * context.count, checksum(name, codec, context.count, data), data)
-
-
-def _encode_by_numpy(name: str, context: _Context, order: str, transform: str) -> tuple[int, bytes]:
-    """(width, byte planes) of a column."""
-    residual = _ENCODE[transform](context.columns[name], context)
-    if order == "split":
-        residual = residual[context.split]
-    width = planes.width_of(residual)
-    return width, planes.split(residual, width) if width else b""
-
-
-def _encode_compiled(name: str, context: _Context, order: str, transform: str) -> tuple[int, bytes]:
-    """The same."""
-    assert _kernels is not None
-    columns, number = context.columns, _TRANSFORMS.index(transform)
-    mask = context.allocation.view(np.uint8)
-    return _kernels.encode(columns[name], columns["seq"], columns["size"], mask, number, order == "split")
-
-
-def context_of(events: Events) -> _Context:
-    """The columns of `events` as u64, and which events are allocations."""
-    columns = {name: np.ascontiguousarray(getattr(events, name), np.uint64) for name in COLUMNS}
-    return _Context(len(events), columns)
-
-
-def encode_block(events: Events) -> dict[str, Column]:
-    """All columns of up to BLOCK_EVENTS events, each with the codec that does best on recorded programs."""
-    return Encoder().encode(events)
-
-
-class Encoder:
-    """Encodes the blocks of one process. Where two codecs contend both are tried now and then, the smaller is kept:
-    which one that is hardly ever changes within a program, and stacks are dear to compress."""
+class Packer:
+    """Makes blobs. One a process: what zstd cannot make smaller is not tried in every block."""
 
     def __init__(self) -> None:
-        self._blocks = 0
-        self._kept = {name: codecs[0] for name, codecs in _BEST.items()}
+        self._stored: dict[str, int] = {}
 
-    def encode(self, events: Events) -> dict[str, Column]:
-        """All columns of up to BLOCK_EVENTS events."""
-        assert len(events) <= BLOCK_EVENTS, "the writer cuts blocks"
-        context = context_of(events)
-        compare = self._blocks % _COMPARE_EVERY == 0
-        self._blocks += 1
-        encoded = {}
-        for name, codecs in _BEST.items():
-            tried = codecs if compare else (self._kept[name],)
-            columns = [(codec, encode_column(name, context, *codec)) for codec in tried]
-            self._kept[name], encoded[name] = min(columns, key=lambda pair: len(pair[1].data))
-        return encoded
+    def pack(self, streams: Iterable[tuple[str, bytes]]) -> bytes:
+        """The blob of a block."""
+        head, contents = [], []
+        for name, data in streams:
+            if not data:
+                continue
+            form, content = self._form(name, data)
+            label = name.encode()
+            head.append(bytes((len(label),)) + label + _SIZES.pack(form, len(data), len(content)))
+            contents.append(content)
+        return b"".join((bytes((len(head),)), *head, *contents))
 
-
-def parse_codec(codec: str) -> tuple[str, str, int]:
-    """(order, transform, width) of a codec's name; TraceError if there is no such codec."""
-    parts = codec.split(".")
-    if len(parts) != 3 or parts[0] not in ("time", "split") or parts[1] not in _DECODE or parts[2] not in _WIDTHS:
-        raise TraceError(f"a column is stored in a way this heapledger does not know ({codec[:40]!r})")
-    return parts[0], parts[1], _WIDTHS[parts[2]]
-
-
-def needed_by(order: str, transform: str) -> set[str]:
-    """The columns that decoding a column stored in this way looks at."""
-    return {*_NEEDS.get(order, ()), *_NEEDS.get(transform, ())}
+    def _form(self, name: str, data: bytes) -> tuple[int, bytes]:
+        left = self._stored.get(name, 0)
+        if left:
+            self._stored[name] = left - 1
+        if left or len(data) < _FEW_BYTES:
+            return _RAW, data
+        frame = planes.compress(data, _LEVEL)
+        if len(frame) > _WORTH * len(data):
+            self._stored[name] = _STORED_BLOCKS
+        return (_ZSTD, frame) if len(frame) < len(data) else (_RAW, data)
 
 
-def needs(codec: str) -> set[str]:
-    """`needed_by` for a codec's name."""
-    order, transform, _ = parse_codec(codec)
-    return needed_by(order, transform)
+def checksum(what: str, count: int, blob: bytes) -> int:
+    """CRC-32 over everything that decoding depends on. `what`: "events" or "nodes"."""
+    return zlib.crc32(blob, zlib.crc32(f"{what}/{count}".encode()))
 
 
-def verify(name: str, count: int, column: Column) -> None:
-    """TraceError unless the column is one that was written with this name, codec and count."""
-    if checksum(name, column.codec, count, column.data) != column.crc:
-        raise TraceError(f"column {name} is damaged (checksum)")
+def directory(blob: bytes) -> list[Entry]:
+    """What streams a blob holds; TraceError where it is not laid out as drawn above."""
+    entries: list[Entry] = []
+    low, at = 0, 1
+    try:
+        for _ in range(blob[0]):
+            end = at + 1 + blob[at]
+            form, raw_bytes, stored = _SIZES.unpack_from(blob, end)
+            entries.append(Entry(blob[at + 1 : end].decode("ascii"), form, raw_bytes, low, low + stored))
+            at, low = end + _SIZES.size, low + stored
+    except (IndexError, struct.error, UnicodeDecodeError) as error:
+        raise TraceError("a block has no list of its streams") from error
+    if at + low != len(blob) or len({entry.name for entry in entries}) != len(entries):
+        raise TraceError("a block is not as long as its streams")
+    return [entry._replace(low=entry.low + at, high=entry.high + at) for entry in entries]
 
 
-def decode_block(count: int, columns: Mapping[str, Column], wanted: Iterable[str] | None = None) -> Events:
+def unpack(blob: bytes, wanted: set[str], limit: Callable[[str], int]) -> list[tuple[bytes, bytes]]:
+    """The contents of the wanted streams. `limit`: the most bytes that one can have; 0: there is none of this name.
+    Nothing is unfolded before its size is known to be within it."""
+    found = []
+    for name, form, raw_bytes, low, high in directory(blob):
+        if raw_bytes > limit(name) or not raw_bytes:
+            raise TraceError(f"a stream {name[:20]!r} of {raw_bytes} bytes cannot be")
+        if name not in wanted:
+            continue
+        content = blob[low:high]
+        if form == _ZSTD:
+            content = planes.decompress(content, raw_bytes)
+        elif form != _RAW or len(content) != raw_bytes:
+            raise TraceError("a stream is stored in a way this heapledger does not know")
+        found.append((name.encode(), content))
+    return found
+
+
+class _Codecs(threading.local):
+    """One of each a thread: they are large, and nothing may come between the start and the end of a block."""
+
+    def __init__(self) -> None:
+        self.encoder: _codec.Encoder | None = None
+        self.decoder: _codec.Decoder | None = None
+        self.nodes: _codec.NodeEncoder | None = None
+
+
+_codecs = _Codecs()
+
+
+def encode_events(events: Events) -> Block:
+    """Up to BLOCK_EVENTS events as a block."""
+    assert len(events) <= BLOCK_EVENTS, "the writer cuts blocks"
+    encoder = _codecs.encoder = _codecs.encoder or _codec.Encoder()
+    columns = [np.ascontiguousarray(getattr(events, name), dtype) for name, dtype in COLUMNS.items()]
+    streams = encoder.encode(*columns)
+    if not len(events):
+        return Block(0, 0, 0, 0, 0, [])
+    seq, time = events.seq, events.time
+    return Block(len(events), int(seq[0]), int(seq[-1]), int(time.min()), int(time.max()), streams)
+
+
+def decode_events(count: int, crc: int, blob: bytes, wanted: Iterable[str] | None = None) -> Events:
     """The events of a block; columns that are not `wanted` (None: all) are zeros.
 
-    `columns` holds at least the wanted ones and those they need. TraceError if any of them is damaged or missing; what
-    a damaged one can cost is bounded by BLOCK_EVENTS.
+    TraceError if anything is damaged; what a damaged block can cost is bounded by BLOCK_EVENTS.
     """
     if not 0 <= count <= BLOCK_EVENTS:
         raise TraceError(f"a block claims {count} events")
+    if checksum("events", count, blob) != crc:
+        raise TraceError("a block of events is damaged (checksum)")
     wanted = set(COLUMNS if wanted is None else wanted)
-    done: dict[str, U64] = {}
-    context = _Context(count, done)
-    decoded: dict[str, Any] = {}
-    for name, dtype in COLUMNS.items():
-        if name in wanted:
-            decoded[name] = _decode(name, columns, context, done).astype(dtype, copy=False)
-        else:
-            decoded[name] = np.zeros(count, dtype)
-    return Events(**decoded)
+    names: set[str] = set().union(*(STREAMS_OF[name] for name in wanted))
+    streams = unpack(blob, names, lambda name: _codec.stream_limit(name, count))
+    columns: dict[str, Any] = {
+        name: np.empty(count, dtype) if name in wanted else np.zeros(count, dtype) for name, dtype in COLUMNS.items()
+    }
+    if count and wanted:
+        decoder = _codecs.decoder = _codecs.decoder or _codec.Decoder()
+        if not decoder.decode(streams, count, {name: columns[name] for name in wanted}):
+            raise TraceError("a block of events is damaged (its streams do not fit together)")
+    return Events(**columns)
 
 
-def _decode(name: str, columns: Mapping[str, Column], context: _Context, done: dict[str, U64]) -> U64:
-    if name in done:
-        return done[name]
-    if name not in columns:
-        raise TraceError(f"column {name} is missing")
-    column = columns[name]
-    verify(name, context.count, column)
-    order, transform, width = parse_codec(column.codec)
-    if column.raw_bytes != width * context.count:
-        raise TraceError(f"column {name} does not have the size it states")
-    for other in needs(column.codec):
-        if other == name:
-            raise TraceError(f"column {name} needs itself")
-        # Only `kind`, `size` and `seq` are ever needed; a hostile file could still make two of them need each other.
-        _decode(other, {k: v for k, v in columns.items() if k != name}, context, done)
-    residual = planes.unpack(column.data, width, context.count)
-    if order == "split" and width:
-        residual = residual[context.unsplit]
-    done[name] = _DECODE[transform](residual, context)
-    return done[name]
+def encode_nodes(node: Int64s, parent: Int64s, address: Int64s, module_id: Int64s) -> Streams:
+    """Up to BLOCK_NODES nodes, at least one, as streams."""
+    encoder = _codecs.nodes = _codecs.nodes or _codec.NodeEncoder()
+    return encoder.encode(node, parent, address, module_id)
+
+
+def decode_nodes(count: int, crc: int, blob: bytes) -> Sequence[Int64s]:
+    """(node, parent, address, module_id) of a block's nodes; TraceError if it is damaged."""
+    if not 0 < count <= BLOCK_NODES:
+        raise TraceError(f"a block claims {count} nodes")
+    if checksum("nodes", count, blob) != crc:
+        raise TraceError("a block of call stacks is damaged (checksum)")
+    names = {entry.name for entry in directory(blob)}
+    streams = unpack(blob, names, lambda name: _codec.node_limit(name, count))
+    columns = [np.empty(count, np.int64) for _ in range(4)]
+    if not _codec.decode_nodes(streams, *columns):
+        raise TraceError("a block of call stacks is damaged (its streams do not fit together)")
+    return columns

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 APPLICATION_ID = 0x484C4447
-#: Raised whenever a table changes. Files of an older version that `store.migrate` knows are upgraded in a copy.
-SCHEMA_VERSION = 2
+#: Raised whenever a table or a codec changes; files of other versions are refused.
+SCHEMA_VERSION = 3
 #: The path of the module that code belongs to which is in no object: what JIT compilers made. Its bias is 0.
 JIT = "[JIT]"
 
@@ -80,6 +80,8 @@ CREATE TABLE event_block (
     last_seq INTEGER NOT NULL,
     first_ns INTEGER NOT NULL,
     last_ns INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    data BLOB NOT NULL,
     PRIMARY KEY (id),
     FOREIGN KEY(process_id) REFERENCES process (id)
 );
@@ -107,6 +109,18 @@ CREATE TABLE module (
     UNIQUE (process_id, number),
     FOREIGN KEY(process_id) REFERENCES process (id)
 );
+CREATE TABLE node_block (
+    id INTEGER NOT NULL,
+    process_id INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    first_node INTEGER NOT NULL,
+    last_node INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (id),
+    FOREIGN KEY(process_id) REFERENCES process (id)
+);
+CREATE INDEX ix_node_block_process_id ON node_block (process_id);
 CREATE TABLE pyramid (
     process_id INTEGER NOT NULL,
     series TEXT NOT NULL,
@@ -170,27 +184,6 @@ CREATE TABLE thread (
     PRIMARY KEY (id),
     UNIQUE (process_id, number),
     FOREIGN KEY(process_id) REFERENCES process (id)
-);
-CREATE TABLE call_node (
-    process_id INTEGER NOT NULL,
-    node INTEGER NOT NULL,
-    parent INTEGER NOT NULL,
-    address INTEGER NOT NULL,
-    module_id INTEGER,
-    PRIMARY KEY (process_id, node),
-    FOREIGN KEY(process_id) REFERENCES process (id),
-    FOREIGN KEY(module_id) REFERENCES module (id)
-)
- WITHOUT ROWID;
-CREATE TABLE event_column (
-    block_id INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    codec TEXT NOT NULL,
-    raw_bytes INTEGER NOT NULL,
-    crc INTEGER NOT NULL,
-    data BLOB NOT NULL,
-    PRIMARY KEY (block_id, name),
-    FOREIGN KEY(block_id) REFERENCES event_block (id)
 );
 CREATE TABLE frame (
     id INTEGER NOT NULL,

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from heapledger.errors import InputError, SchemaError, TraceError
 from heapledger.store.ddl import APPLICATION_ID, SCHEMA_VERSION, TABLES
 
-#: No value in a trace file is larger: an event column has at most 512 KiB, a pyramid level 12 MiB.
+#: No value in a trace file is larger: a block of events as odd as can be has 9 MiB, a pyramid level 12 MiB.
 MAX_VALUE_BYTES = 16 << 20
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
@@ -62,11 +62,14 @@ def version_of(path: Path) -> int:
         raise TraceError(f"{str(path)!r} is an SQLite database, but not a trace file")
     if version > SCHEMA_VERSION:
         raise SchemaError(
-            f"{str(path)!r} was made by a newer heapledger (schema {version}; this one reads up to {SCHEMA_VERSION})",
+            f"{str(path)!r} was made by a newer heapledger (schema {version}; this one reads {SCHEMA_VERSION})",
             hint="upgrade heapledger to read it",
         )
-    if version < 0:
-        raise SchemaError(f"{str(path)!r} has no schema that exists ({version})")
+    if version < SCHEMA_VERSION:
+        raise SchemaError(
+            f"{str(path)!r} was made by an older heapledger (schema {version}; this one reads {SCHEMA_VERSION})",
+            hint="record it again, or read it with the heapledger that made it",
+        )
     return int(version)
 
 
@@ -109,8 +112,8 @@ def known_tables() -> dict[str, frozenset[str]]:
         }
 
 
-def check_schema(connection: sqlite3.Connection, *, complete: bool = True) -> None:
-    """TraceError unless the file holds the known tables and nothing else. `complete`: and with all their columns."""
+def check_schema(connection: sqlite3.Connection) -> None:
+    """TraceError unless the file holds the known tables with all their columns, and nothing else."""
     tables = set()
     for kind, name, table, sql in connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema"):
         plain = kind == "table" and not str(sql).upper().lstrip().startswith("CREATE VIRTUAL")
@@ -124,7 +127,7 @@ def check_schema(connection: sqlite3.Connection, *, complete: bool = True) -> No
         found = {row[1]: row[6] for row in connection.execute(f"PRAGMA table_xinfo({name})")}
         if any(found.values()):
             raise TraceError(f"not a trace file: table {name} computes its columns")
-        if complete and not columns <= found.keys():
+        if not columns <= found.keys():
             raise TraceError(f"table {name} lacks columns ({', '.join(sorted(columns - found.keys()))})")
 
 

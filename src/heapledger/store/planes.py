@@ -20,7 +20,7 @@ from heapledger.errors import TraceError
 
 U64 = npt.NDArray[np.uint64]
 
-#: zstd-3: level 6 takes twice the time for 2 %. Level 1 is for what has few repetitions to find: see blocks._LEVELS.
+#: zstd-3: level 6 takes twice the time for 2 %.
 LEVEL = 3
 _SIGN_SHIFT = np.int64(63)
 

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +28,7 @@ from sqlalchemy import orm
 from sqlalchemy.pool import StaticPool
 
 from heapledger.errors import TraceError, UsageError
-from heapledger.store import blocks, files, migrate, residency
-from heapledger.store.ddl import SCHEMA_VERSION
+from heapledger.store import blocks, files, residency
 from heapledger.store.events import COLUMNS, Events
 from heapledger.store.pyramid import Buckets, Pyramid, decode_level, encode_level
 from heapledger.store.schema import Base, Fact, Module, Process, Sample, Session, Snapshot, SnapshotVma, Thread
@@ -39,7 +38,7 @@ Int64s = npt.NDArray[np.int64]
 #: One statement may take this long: a file can be made so that a query on it takes forever.
 STATEMENT_SECONDS = 120.0
 
-#: What call_node.address means where it is not an address.
+#: What a node's address means where it is not an address.
 _MARKS = {1: "[frames cut here]", 2: "[stack could not be unwound further]"}
 _U64 = (1 << 64) - 1
 
@@ -116,6 +115,17 @@ class Block:
     last_ns: int
 
 
+@dataclass(slots=True, frozen=True)
+class StreamSize:
+    """What one stream of all blocks of a process takes."""
+
+    process_id: int
+    what: str  #: "event" or "node"
+    name: str
+    bytes: int  #: in the file
+    raw_bytes: int  #: before compression
+
+
 _Row = TypeVar("_Row", bound=Base)
 
 
@@ -123,7 +133,7 @@ class Trace:
     """An open trace file. Reading is safe from several threads.
 
     The file itself is never written, except by `save_fact` and `save_pyramid`; where it cannot be, results live in
-    memory as long as the Trace. A file of an older schema is upgraded in a private copy.
+    memory as long as the Trace.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -152,14 +162,12 @@ class Trace:
     # ---- opening and closing
 
     def _open(self) -> sqlite3.Connection:
-        version = files.version_of(self.path)
-        if version < SCHEMA_VERSION:
-            return self._open_copy(version)
+        files.version_of(self.path)
         try:
             connection = files.connect_read_only(self.path)
         except sqlite3.OperationalError:
             # A writer died and left its log, and the folder cannot be written: only a copy can take the log in.
-            return self._open_copy(version)
+            return self._open_copy()
         try:
             files.check_schema(connection)
         except BaseException:
@@ -167,15 +175,12 @@ class Trace:
             raise
         return connection
 
-    def _open_copy(self, version: int) -> sqlite3.Connection:
+    def _open_copy(self) -> sqlite3.Connection:
         copy = files.copy_aside(self.path)
         self._folder = copy.parent
         try:
             with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
                 files.configure(connection)
-                files.check_schema(connection, complete=version == SCHEMA_VERSION)
-                if version < SCHEMA_VERSION:
-                    migrate.migrate(connection, version)
                 files.check_schema(connection)
             return files.connect_read_only(copy)
         except BaseException:
@@ -361,17 +366,22 @@ class Trace:
             if len(events):
                 yield events
 
-    def column_sizes(self) -> list[tuple[str, str, int, int]]:
-        """(column, the codec most of its blocks use, bytes in the file, bytes before compression), largest first."""
-        rows = self._rows(
-            "SELECT name, codec, sum(length(data)), sum(raw_bytes), count(*) FROM event_column GROUP BY 1, 2 ORDER BY 5"
-        )
-        found: dict[str, tuple[str, str, int, int]] = {}
-        for name, codec, size, raw, _ in rows:
-            _, _, earlier_size, earlier_raw = found.get(name, ("", "", 0, 0))
-            family = str(codec).rpartition(".")[0]  # without the width, which changes from block to block
-            found[name] = (str(name), family, int(size) + earlier_size, int(raw) + earlier_raw)
-        return sorted(found.values(), key=lambda row: -row[2])
+    def stream_sizes(self) -> list[StreamSize]:
+        """What each stream of the blocks of each process takes in the file, the largest first."""
+        found: dict[tuple[int, str, str], list[int]] = {}
+        for what in ("event", "node"):
+            for process_id, block_id in self._rows(f"SELECT process_id, id FROM {what}_block"):
+                try:
+                    _, _, blob = self._blob(f"{what}_block", block_id)
+                    entries = blocks.directory(blob)
+                except TraceError:
+                    continue  # opening it reports it
+                for entry in entries:
+                    sizes = found.setdefault((process_id, what, entry.name), [0, 0])
+                    sizes[0] += entry.high - entry.low
+                    sizes[1] += entry.raw_bytes
+        sizes_of = [StreamSize(*key, *sizes) for key, sizes in found.items()]
+        return sorted(sizes_of, key=lambda size: (size.process_id, -size.bytes, size.name))
 
     def event_blocks(self, process_id: int) -> list[Block]:
         """What is known about a process's blocks without opening them, in seq order."""
@@ -387,8 +397,8 @@ class Trace:
         """A block's events, as `events` gives them; None (and an entry in `damaged`) if it cannot be read."""
         wanted = set(COLUMNS if columns is None else columns)
         try:
-            count, encoded = self._columns(block.id, wanted)
-            events = blocks.decode_block(count, encoded, wanted)
+            count, crc, blob = self._blob("event_block", block.id)
+            events = blocks.decode_events(count, crc, blob, wanted)
             if "seq" in wanted and count and (int(events.seq[0]), count) != (block.first_seq, block.count):
                 raise TraceError("a block is not what the list of blocks says")
         except TraceError as error:
@@ -396,27 +406,15 @@ class Trace:
             return None
         return events
 
-    def _columns(self, block_id: int, wanted: set[str]) -> tuple[int, dict[str, blocks.Column]]:
-        """The number of events and the encoded columns of a block: the wanted ones and those they need."""
-        sql = "SELECT name, codec, raw_bytes, crc, data FROM event_column WHERE block_id = ? AND name = ?"
-        columns: dict[str, blocks.Column] = {}
-        with self._reading() as connection:
-            # One state of the file: its writer may be replacing this very block.
-            connection.execute("BEGIN")
-            rows = connection.execute("SELECT count FROM event_block WHERE id = ?", (block_id,)).fetchall()
-            missing = set(wanted)
-            while missing:
-                for name in missing:
-                    for row in connection.execute(sql, (block_id, name)):
-                        if [type(value) for value in row] != [str, str, int, int, bytes]:
-                            raise TraceError(f"column {name} is damaged")
-                        columns[name] = blocks.Column(*row[1:])
-                if not missing <= columns.keys():
-                    raise TraceError(f"column {min(missing - columns.keys())} is missing")
-                missing = set().union(*(blocks.needs(column.codec) for column in columns.values())) - columns.keys()
-        if len(rows) != 1 or not isinstance(rows[0][0], int):
+    def _blob(self, table: str, block_id: int) -> tuple[int, int, bytes]:
+        """(count, crc, data) of a row of `event_block` or `node_block`."""
+        rows = self._rows(f"SELECT count, crc, data FROM {table} WHERE id = ?", (block_id,))
+        if len(rows) != 1:
             raise TraceError("the block is not in the list of blocks")
-        return rows[0][0], columns
+        count, crc, blob = rows[0]
+        if [type(count), type(crc), type(blob)] != [int, int, bytes]:
+            raise TraceError("the block is damaged")
+        return count, crc, blob
 
     def _report(self, block: Block, reason: str) -> None:
         if all(damage.block_id != block.id for damage in self.damaged):
@@ -474,12 +472,16 @@ class Trace:
             return list(self._frames_of(address & _U64, module_id))
 
     def _load_nodes(self, process_id: int) -> None:
-        sql = "SELECT node, parent, address, coalesce(module_id, 0) FROM call_node WHERE process_id = ? ORDER BY node"
-        try:
-            table = np.array(self._rows(sql, (process_id,)), np.int64).reshape(-1, 4)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise TraceError(f"{str(self.path)!r} is damaged (a stack is not made of numbers)") from error
-        self._nodes[process_id] = Nodes(*(column.copy() for column in table.T))
+        parts: list[Sequence[Int64s]] = []
+        rows = self._rows("SELECT first_node, id FROM node_block WHERE process_id = ? ORDER BY 1", (process_id,))
+        for first, block_id in rows:
+            columns = blocks.decode_nodes(*self._blob("node_block", block_id))
+            before = parts[-1][0][-1] if parts else -(1 << 63)
+            if first != columns[0][0] or columns[0][0] <= before or np.any(columns[0][1:] <= columns[0][:-1]):
+                raise TraceError(f"{str(self.path)!r} is damaged (call stacks out of order)")
+            parts.append(columns)
+        nothing = [np.zeros(0, np.int64)] * 4
+        self._nodes[process_id] = Nodes(*map(np.concatenate, zip(nothing, *parts, strict=True)))
 
     @cached_property
     def _modules(self) -> dict[int, tuple[str, int]]:

@@ -2,16 +2,16 @@
 
     session 1 ─── n process ─┬─ n thread        one a ring owner
                              ├─ n module        what was mapped when, with build-id and load bias
-                             ├─ n call_node     the trie of call stacks: parent, address
-                             ├─ n event_block ── n event_column   64k events a block, one compressed blob a column
+                             ├─ n node_block    16k nodes of the trie of call stacks, compressed
+                             ├─ n event_block   64k events, compressed
                              ├─ n sample        /proc counters over time
                              ├─ n snapshot ──── n snapshot_vma    maps with VmFlags and residency, page for page
                              ├─ n pyramid       min/max levels of a series, made by the analyzer
                              └─ n fact          results, keyed by analyzer version
-    frame (by module and offset) holds resolved symbols; a call_node's address is resolved through its module.
+    frame (by module and offset) holds resolved symbols; a node's address is resolved through its module.
 
-Identities: an event's `stack` is the `node` of a call_node row of its process (0: none). seq rises strictly from block
-to block of a process. The sum of a snapshot's rss_bytes over its VMAs is the snapshot's rss_bytes.
+Identities: an event's `stack` is a node of its process (0: none). seq rises strictly from block to block of a process,
+and so do nodes. The sum of a snapshot's rss_bytes over its VMAs is the snapshot's rss_bytes.
 
 Times are ns of CLOCK_MONOTONIC since session.start_ns. Addresses are stored as signed 64-bit integers (SQLite has no
 unsigned ones): in the file, values from 2**63 up are negative; the type `Address` widens them again.
@@ -145,16 +145,21 @@ class Module(Base):
     unload_seq: Mapped[int | None]
 
 
-class CallNode(Base):
-    """A node of the trie of call stacks: the frame `address` called from the frame `parent`."""
+class NodeBlock(Base):
+    """Up to 16,384 nodes of the trie of call stacks: node, parent (0: outermost), address and module of each.
 
-    __tablename__ = "call_node"
-    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
-    process_id: Mapped[int] = mapped_column(ForeignKey("process.id"), primary_key=True)
-    node: Mapped[int] = mapped_column(primary_key=True)
-    parent: Mapped[int]  # 0: outermost
-    address: Mapped[Address]  # return address; 1: frames were cut here; 2: the unwinder lost its way
-    module_id: Mapped[int | None] = mapped_column(ForeignKey("module.id"))
+    A node is the frame `address` (a return address; 1: frames were cut here; 2: the unwinder lost its way) called from
+    the frame `parent`. See `store.blocks`; `crc` is its `checksum`.
+    """
+
+    __tablename__ = "node_block"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    process_id: Mapped[int] = mapped_column(ForeignKey("process.id"), index=True)
+    count: Mapped[int]
+    first_node: Mapped[int]
+    last_node: Mapped[int]
+    crc: Mapped[int]
+    data: Mapped[bytes]
 
 
 class Frame(Base):
@@ -172,7 +177,7 @@ class Frame(Base):
 
 
 class EventBlock(Base):
-    """Up to 65,536 events of one process in seq order."""
+    """Up to 65,536 events of one process in seq order. See `store.blocks`; `crc` is its `checksum`."""
 
     __tablename__ = "event_block"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -182,16 +187,6 @@ class EventBlock(Base):
     last_seq: Mapped[int]
     first_ns: Mapped[int]
     last_ns: Mapped[int]
-
-
-class EventColumn(Base):
-    """One column of a block. `crc` covers `data` and what decoding it depends on: see `store.blocks.checksum`."""
-
-    __tablename__ = "event_column"
-    block_id: Mapped[int] = mapped_column(ForeignKey("event_block.id"), primary_key=True)
-    name: Mapped[str] = mapped_column(primary_key=True)
-    codec: Mapped[str]
-    raw_bytes: Mapped[int]  # after decompression: checked before memory is taken
     crc: Mapped[int]
     data: Mapped[bytes]
 

@@ -1,9 +1,12 @@
-"""SQL over a trace: `events` as a table, beside the ordinary ones, for reading only.
+"""SQL over a trace: `events` and `call_node` as tables, beside the ordinary ones, for reading only.
 
 `events` is a virtual table over the compressed blocks. Only the columns that a statement names are decoded; conditions
 on process_id, seq and time leave out whole blocks, and comparisons with whole numbers are made a block at a time. Its
 columns are those of `store.events`, and `process_id` and `kind_name`. Numbers from 2**63 up come out negative, as in
 every SQLite; `printf('%x', addr)` shows them right.
+
+`call_node` is the trie of call stacks, over its compressed blocks: the frame `address` (of module `module_id`) called
+from the frame `parent` (0: outermost). Conditions on `process_id`, and on that and `node`, leave out the rest.
 
 `stack(process_id, stack)` is a function: the call stack as text, innermost first.
 
@@ -44,6 +47,8 @@ EVENT_COLUMNS = (
     "word",
     "stack",
 )
+_NODE_COLUMNS = ("process_id", "node", "parent", "address", "module_id")
+_NODE_DECLARATION = f"CREATE TABLE call_node ({', '.join(f'{name} INTEGER' for name in _NODE_COLUMNS)})"
 _DECLARATION = "CREATE TABLE events ({})".format(
     ", ".join(f"{name} {'TEXT' if name == 'kind_name' else 'INTEGER'}" for name in EVENT_COLUMNS)
 )
@@ -258,6 +263,104 @@ def _may_match(block: Block, name: str, sign: str, value: Any) -> bool:
     return high >= value if sign.startswith(">") else low <= value
 
 
+class _NodesModule:
+    """As `_EventsModule`."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def Connect(  # noqa: N802
+        self, connection: apsw.Connection, modulename: str, databasename: str, tablename: str, *args: Any
+    ) -> tuple[str, Any]:
+        return _NODE_DECLARATION, _NodesTable(self._trace)
+
+    Create = Connect
+
+
+class _NodesTable:
+    """Finds the nodes of one process, or one node of it; everything else is left to SQLite."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def BestIndexObject(self, index: apsw.IndexInfo) -> bool:  # noqa: N802
+        usable: dict[int, int] = {}
+        for i in range(index.nConstraint):
+            equal = index.get_aConstraint_op(i) == apsw.SQLITE_INDEX_CONSTRAINT_EQ
+            if equal and index.get_aConstraint_usable(i):
+                usable.setdefault(index.get_aConstraint_iColumn(i), i)
+        index.idxNum, index.estimatedCost = 0, 1e7
+        for column in (0, 1):  # process_id, then node
+            if column not in usable:
+                break
+            index.set_aConstraintUsage_argvIndex(usable[column], column + 1)
+            index.idxNum += 1
+            index.estimatedCost /= 1000
+        return True
+
+    def rows(self, *known: Any) -> Iterator[list[list[Any]]]:
+        """The columns of each process: those of the process `known[0]`, of the node `known[1]`, if they are given."""
+        for process in self._trace.processes():
+            if known and known[0] != process.id:
+                continue
+            nodes = self._trace.nodes(process.id)
+            columns: tuple[Any, ...] = (nodes.node, nodes.parent, nodes.address, nodes.module_id)
+            if len(known) > 1:
+                if not isinstance(known[1], int | float):
+                    continue
+                low, high = (np.searchsorted(columns[0], known[1], side) for side in ("left", "right"))
+                columns = tuple(column[low:high] for column in columns)
+            if len(columns[0]):
+                node, parent, address, module = (column.tolist() for column in columns)
+                yield [[process.id] * len(node), node, parent, address, [number or None for number in module]]
+
+    def Open(self) -> _NodesCursor:  # noqa: N802
+        return _NodesCursor(self)
+
+    def Disconnect(self) -> None:  # noqa: N802
+        pass
+
+    Destroy = Disconnect
+
+
+class _NodesCursor:
+    """Walks the nodes, a process at a time."""
+
+    def __init__(self, table: _NodesTable) -> None:
+        self._table = table
+        self._portions: Iterator[list[list[Any]]] = iter(())
+        self._lists: list[list[Any]] = [[]]
+        self._at = 0
+
+    def Filter(self, number: int, _: str | None, values: tuple[Any, ...]) -> None:  # noqa: N802
+        self._portions = self._table.rows(*values)
+        self._advance()
+
+    def _advance(self) -> None:
+        self._at = 0
+        self._lists = next(self._portions, [[]])
+
+    def Eof(self) -> bool:  # noqa: N802
+        return not self._lists[0]
+
+    def Next(self) -> None:  # noqa: N802
+        self._at += 1
+        if self._at == len(self._lists[0]):
+            self._advance()
+
+    def Column(self, number: int) -> Any:  # noqa: N802
+        return self.Rowid() if number < 0 else self._lists[number][self._at]
+
+    def Rowid(self) -> int:  # noqa: N802
+        """The same for the same node in every scan."""
+        process_id, node = int(self._lists[0][self._at]), int(self._lists[1][self._at])
+        return (process_id << 40 ^ node) & ((1 << 63) - 1)
+
+    def Close(self) -> None:  # noqa: N802
+        self._portions = iter(())
+        self._lists = [[]]
+
+
 class Database:
     """A trace opened for SQL. `timeout_s`: a statement that takes longer is ended with a UsageError."""
 
@@ -279,14 +382,15 @@ class Database:
         connection.pragma("trusted_schema", False)
         connection.pragma("query_only", True)
         connection.pragma("temp_store", 2)  # sorting a billion rows must not fill /tmp
-        connection.create_module(
-            "events",
-            cast("Any", _EventsModule(self._trace)),
-            use_bestindex_object=True,
-            eponymous=True,
-            eponymous_only=True,
-            read_only=True,
-        )
+        for name, module in (("events", _EventsModule(self._trace)), ("call_node", _NodesModule(self._trace))):
+            connection.create_module(
+                name,
+                cast("Any", module),
+                use_bestindex_object=True,
+                eponymous=True,
+                eponymous_only=True,
+                read_only=True,
+            )
         connection.create_scalar_function("stack", self._stack, 2, deterministic=True)
         connection.set_authorizer(_authorize)
         connection.set_progress_handler(self._too_long, _PROGRESS_STEPS)

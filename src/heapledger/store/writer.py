@@ -7,9 +7,10 @@ file.
 Not through SQLAlchemy: starting must cost nothing, and bulk rows go through the driver anyway (measured: 0.25 M rows/s
 through SQLAlchemy Core, 1.4 M/s here). The tables are those of `store.schema`; `store.ddl` is generated from it.
 
-Events are buffered per process and written 64k at a time. `flush` writes the rest as a block that is not full, and
-replaces it when more has come, so that flushing often does not fragment the file. Only where the buffers of many
-processes would add up do those that were idle since the last flush keep the short block they have.
+Events come encoded (`append_block`: each is in the file for good as soon as may be) or as columns (`append_events`).
+The latter are buffered per process and written 64k at a time. `flush` writes the rest as a block that is not full, and
+replaces it when more has come, so that flushing often does not fragment the file; nodes of call stacks likewise. Only
+where the buffers of many processes would add up do those that were idle since the last flush keep their short block.
 
 With `background` a thread of the writer's encodes and writes events (`store.background`); all other rows are written by
 the caller. Events of a process still reach the file in their order, and `flush` still means what it says.
@@ -42,7 +43,6 @@ from heapledger.store.events import Events
 #: What a column gets that the caller does not name (columns that may be NULL get NULL).
 _DEFAULTS: dict[str, Any] = {"TEXT": "", "INTEGER": 0, "BOOLEAN": 0, "BLOB": b""}
 _JSON_DEFAULTS = {"argv": "[]", "notes": "[]", "command": "[]"}
-_NODE_ROWS = 100_000
 #: Events that may stay in memory after a flush, over all processes: 20 MiB.
 _KEPT_EVENTS = 4 * blocks.BLOCK_EVENTS
 #: Events that may wait for the background thread: 38 MiB.
@@ -63,7 +63,6 @@ class _Buffer:
 
     parts: list[Events] = field(default_factory=list)
     count: int = 0
-    encoder: blocks.Encoder = field(default_factory=blocks.Encoder)
     #: The row of the last block, if it is not full: it is replaced when more events have come. 0: there is none.
     open_block: int = 0
     #: Events that are in the file in `open_block` and also still in `parts`.
@@ -73,6 +72,18 @@ class _Buffer:
         """The next event begins a block."""
         self.parts = []
         self.count = self.written = self.open_block = 0
+
+
+@dataclass(slots=True)
+class _Nodes:
+    """Nodes of one process's call stacks on their way into blocks, and the row of the last block if it is not full."""
+
+    parts: list[npt.NDArray[np.int64]] = field(default_factory=list)  # four rows each: see add_nodes
+    count: int = 0
+    written: int = 0
+    open_block: int = 0
+    last: int = -(1 << 63)
+    packer: blocks.Packer = field(default_factory=blocks.Packer)
 
 
 class TraceWriter:
@@ -120,8 +131,7 @@ class TraceWriter:
         """Goes on with a file whose writer died. The session keeps its start; `close` gives it an end."""
         writer = cls.__new__(cls)
         writer._setup(files.path_of(path))
-        if files.version_of(writer.path) != SCHEMA_VERSION:
-            raise UsageError(f"{str(path)!r} was made by an older heapledger: it can be read, but not continued")
+        files.version_of(writer.path)
         with files.damage_is_a_trace_error(writer.path):
             writer._connection = writer._connect("rw")
             files.configure(writer._connection)
@@ -130,6 +140,9 @@ class TraceWriter:
             rows = writer._connection.execute("SELECT process_id, max(last_seq) FROM event_block GROUP BY 1")
             for process_id, last_seq in rows:
                 writer._last_seq[process_id] = last_seq
+            rows = writer._connection.execute("SELECT process_id, max(last_node) FROM node_block GROUP BY 1")
+            for process_id, last in rows:
+                writer._nodes[process_id] = _Nodes(last=last)
         return writer
 
     def _setup(self, path: Path, background: bool = False) -> None:
@@ -143,12 +156,14 @@ class TraceWriter:
         self._last_seq: dict[int, int] = {}  # by process, of the events handed over
         # Of whoever writes events: the background thread if there is one, else the caller.
         self._buffers: dict[int, _Buffer] = {}
+        self._packers: dict[int, blocks.Packer] = {}
+        self._nodes: dict[int, _Nodes] = {}  # with the lock held
         self._flushes_waiting = 0
         self._after_flush: list[Task] = []
         self._flushed_at = time.monotonic()
         self._columns: dict[str, dict[str, Any]] = {}
         self._insertions: dict[str, str] = {}
-        self._next_block = 1
+        self._next_block = self._next_node_block = 1
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         uri = files.uri_of(self.path, mode)
@@ -168,6 +183,7 @@ class TraceWriter:
                 default = _JSON_DEFAULTS.get(name, "{}") if kind == "JSON" else _DEFAULTS[kind]
                 self._columns[table][name] = default if required and not (key and name == "id") else None
         self._next_block = run("SELECT coalesce(max(id), 0) + 1 FROM event_block").fetchone()[0]
+        self._next_node_block = run("SELECT coalesce(max(id), 0) + 1 FROM node_block").fetchone()[0]
 
     # ---- processes and what belongs to them
 
@@ -220,18 +236,49 @@ class TraceWriter:
         address: npt.ArrayLike,
         module_id: npt.ArrayLike,
     ) -> None:
-        """Nodes of the call-stack trie, one array a column; module_id <= 0: not known. Known nodes are replaced."""
-        nodes, parents = np.asarray(node, np.int64), np.asarray(parent, np.int64)
-        addresses = np.asarray(address, np.uint64).astype(np.int64)
-        modules = np.asarray(module_id, np.int64)
+        """Nodes of the call-stack trie by ascending `node`, one array a column; module_id <= 0: not known.
+
+        Nodes that are not behind all earlier ones of the process are known already, and left out. What was added
+        is in the file with the next block of events that is written, or the next flush.
+        """
+        rows = np.stack(
+            [
+                np.asarray(node, np.int64),
+                np.asarray(parent, np.int64),
+                np.asarray(address, np.uint64).view(np.int64),
+                np.maximum(np.asarray(module_id, np.int64), 0),
+            ]
+        )
         with self._guard():
-            self._begin()
-            sql = "INSERT OR REPLACE INTO call_node VALUES (?, ?, ?, ?, nullif(?, 0))"
-            for low in range(0, len(nodes), _NODE_ROWS):
-                part = slice(low, low + _NODE_ROWS)
-                ids = [process_id] * len(nodes[part])
-                columns = (nodes[part], parents[part], addresses[part], np.maximum(modules[part], 0))
-                self._connection.executemany(sql, zip(ids, *(c.tolist() for c in columns), strict=True))
+            nodes = self._nodes.setdefault(process_id, _Nodes())
+            if rows.size and int(rows[0, 0]) <= nodes.last:
+                rows = rows[:, np.searchsorted(rows[0], nodes.last, "right") :]
+            if not rows.size:
+                return
+            nodes.last = int(rows[0, -1])
+            nodes.parts.append(rows)
+            nodes.count += rows.shape[1]
+            if nodes.count >= blocks.BLOCK_NODES:
+                self._write_nodes(process_id, nodes)
+
+    def _write_nodes(self, process_id: int, nodes: _Nodes) -> None:
+        """Writes what is not in the file, the first block in place of the one that held its beginning."""
+        if nodes.count == nodes.written:
+            return
+        rows = np.concatenate(nodes.parts, axis=1)
+        for low in range(0, nodes.count, blocks.BLOCK_NODES):
+            part = [np.ascontiguousarray(column[low : low + blocks.BLOCK_NODES]) for column in rows]
+            count = len(part[0])
+            data = nodes.packer.pack(blocks.encode_nodes(*part))
+            block_id = nodes.open_block or self._next_node_block
+            self._next_node_block = max(self._next_node_block, block_id + 1)
+            crc = blocks.checksum("nodes", count, data)
+            row = (block_id, process_id, count, int(part[0][0]), int(part[0][-1]), crc, data)
+            self._run("INSERT OR REPLACE INTO node_block VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            nodes.open_block = block_id if count < blocks.BLOCK_NODES else 0
+        rest = nodes.count % blocks.BLOCK_NODES
+        nodes.parts = [rows[:, nodes.count - rest :].copy()] if rest else []
+        nodes.count = nodes.written = rest
 
     def add_frames(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Resolved symbols: module_id, offset, depth, function, file, line. Known ones are replaced."""
@@ -303,18 +350,35 @@ class TraceWriter:
 
     # ---- events
 
+    def append_block(self, process_id: int, block: blocks.Block, then: Task | None = None) -> None:
+        """A block that is encoded already, behind all earlier events of the process.
+
+        It is compressed, written and committed, by the background thread if there is one; after that `then` is called,
+        by the same thread. If it fails, never.
+        """
+        if not block.count:
+            return
+        self._expect(process_id, block.first_seq, block.last_seq)
+        self._do(partial(self._take_block, process_id, block, then), block.count)
+
     def append_events(self, process_id: int, events: Events) -> None:
         """More events of a process: behind all earlier ones, by ascending seq. Full blocks go to the file at once."""
         if not len(events):
             return
+        seq = events.seq
+        if not bool(np.all(seq[1:] > seq[:-1])):
+            raise HeapledgerError(f"events of process {process_id} came out of order near seq {int(seq[0])}")
+        self._expect(process_id, int(seq[0]), int(seq[-1]))
+        self._do(partial(self._take_events, process_id, events), len(events))
+
+    def _expect(self, process_id: int, first_seq: int, last_seq: int) -> None:
+        """Events from `first_seq` to `last_seq` come now."""
         with self._guard():
-            seq = events.seq
-            if int(seq[0]) <= self._last_seq.get(process_id, -1) or not bool(np.all(seq[1:] > seq[:-1])):
-                raise HeapledgerError(f"events of process {process_id} came out of order near seq {int(seq[0])}")
-            self._last_seq[process_id] = int(seq[-1])
+            if not self._last_seq.get(process_id, -1) < first_seq <= last_seq:
+                raise HeapledgerError(f"events of process {process_id} came out of order near seq {first_seq}")
+            self._last_seq[process_id] = last_seq
             if self._wants_background and self._background is None:
                 self._background = Background("writer", _QUEUED_EVENTS, self._note_failure)
-        self._do(partial(self._take_events, process_id, events), len(events))
 
     def _do(self, task: Task, weight: int = 0) -> None:
         """Now, or by the background thread behind all that was handed to it. Never with the lock held: to wait for the
@@ -350,23 +414,37 @@ class TraceWriter:
 
     def _write_block(self, process_id: int, buffer: _Buffer, events: Events) -> int:
         """Writes a block, in place of the one that held its beginning. Returns its id."""
-        count = len(events)
-        times = (int(events.time.min()), int(events.time.max()))
-        encoded = buffer.encoder.encode(events)
+        block = blocks.encode_events(events)
+        return self._store_block(process_id, block, block_id=buffer.open_block, counted=buffer.written)
+
+    def _take_block(self, process_id: int, block: blocks.Block, then: Task | None) -> None:
+        buffer = self._buffers.get(process_id)
+        if buffer is not None:
+            if buffer.count > buffer.written:
+                self._write_block(process_id, buffer, Events.concat(buffer.parts))
+            buffer.start_anew()
+        self._store_block(process_id, block)
         with self._guard():
-            block_id = buffer.open_block or self._next_block
-            if buffer.open_block:
-                self._run("DELETE FROM event_column WHERE block_id = ?", (block_id,))
-            else:
+            self._commit()
+        if then is not None:
+            then()
+
+    def _store_block(self, process_id: int, block: blocks.Block, block_id: int = 0, counted: int = 0) -> int:
+        """A row for the block, new or in place of `block_id`, of whose events the process has `counted` already; and
+        the stacks it may name. Returns its id."""
+        data = self._packers.setdefault(process_id, blocks.Packer()).pack(block.streams)
+        crc = blocks.checksum("events", block.count, data)
+        with self._guard():
+            if (nodes := self._nodes.get(process_id)) is not None:
+                self._write_nodes(process_id, nodes)
+            if not block_id:
+                block_id = self._next_block
                 self._next_block += 1
-            header = (block_id, process_id, count, int(events.seq[0]), int(events.seq[-1]), *times)
-            self._run("INSERT OR REPLACE INTO event_block VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(map(signed, header)))
-            rows = (
-                (block_id, name, column.codec, column.raw_bytes, column.crc, column.data)
-                for name, column in encoded.items()
-            )
-            self._connection.executemany("INSERT INTO event_column VALUES (?, ?, ?, ?, ?, ?)", rows)
-            self._run("UPDATE process SET events = events + ? WHERE id = ?", (count - buffer.written, process_id))
+            header = (block_id, process_id, block.count, block.first_seq, block.last_seq, block.first_ns, block.last_ns)
+            sql = "INSERT OR REPLACE INTO event_block VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            self._run(sql, (*map(signed, header), crc, data))
+            sql = "UPDATE process SET events = events + ? WHERE id = ?"
+            self._run(sql, (block.count - counted, process_id))
         return block_id
 
     # ---- the file
@@ -405,6 +483,8 @@ class TraceWriter:
                 buffer.open_block = self._write_block(process_id, buffer, buffer.parts[0])
                 buffer.written = buffer.count
         with self._guard():
+            for process_id, nodes in self._nodes.items():
+                self._write_nodes(process_id, nodes)
             self._commit()
         if sum(buffer.count for buffer in self._buffers.values()) > _KEPT_EVENTS:
             for buffer in idle:
