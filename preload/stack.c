@@ -1,82 +1,47 @@
 /*
- * stack.c: which stack is this? Three ways, cheapest first, and each exact:
+ * stack.c: which stack is this? Four ways, cheapest first, and each exact:
  *
- *   memo     An unwind is a function of (ip, sp, bp) and of the words it reads. The memo keeps these words as checks,
- *            {address, value}, innermost first; if all still match, the stack is the one from then. In this order each
+ *   again    An unwind is a function of (ip, sp, bp) and of the words it reads. Those of the previous walk are kept as
+ *            checks, {address, value}, innermost first; if all still match, the stack is the same. In this order each
  *            address was computed from words that have just been checked, so nothing is read that an unwind would not.
+ *   memo     The same for stacks before that. An entry holds the checks of its inner frames only; for the rest it names
+ *            the frame of the previous walk that has to be there, whose checks are used.
  *   rejoin   Walk by cached rules until a frame that the previous walk also had, then run that one's checks from there.
- *   walk     By rules to the end; with all registers if a frame needs more than rsp and rbp.
+ *   walk     By rules to the end; with all registers if a frame needs more than rsp and rbp (stack_full.c).
  *
- * Per thread, by initial-exec TLS, in memory of our own:
- *
- *   frames[] [ ... free ... | frame 0 (innermost) ... frame n-1 ]       the previous walk, right-aligned, so that what a
- *   checks[] [ ... free ... | checks of frame 0 ... of frame n-1 ]      new walk shares with it stays in place
- *   log      ring of memo entries, overwritten oldest first; index[set][way] = tag << 48 | position
- *
- * Always: checks of a frame come before those of its caller; frames[i].check is the first one of frame i; frames[i].node
- * is the node of the stack that begins there.
+ * A walk gives the stack's state, a number of 128 bits, and the table (stack_table.h) its node. Only a stack that is new
+ * is looked for frame by frame in the trie.
  *
  * A signal handler may capture inside a capture: open_sp says so, and the inner one walks without touching any of this.
  */
-#include "stack.h"
+/* No vector registers: a load of 16 bytes waits for the two narrow stores that have just been made, some 5 ns each time. */
+#pragma GCC target("general-regs-only")
 
-#include "host.h"
-#include "unwind.h"
+#include "stack_state.h"
+#include "stack_table.h"
 
 #include <errno.h>
 #include <stddef.h>
-#include <string.h>
 
-enum { DEPTH_LIMIT = 4096, NESTING = 3, SETS = 1024, WAYS = 4, LOG_BYTES = 1024 * 1024, CHECKS_A_FRAME = 3,
-       PROBE_FRAMES = 2 };
-#define LOG_UNIT 16u
-
-struct frame {
-    uint64_t ip, sp, bp;                  /* its key (unwind.h), rsp and rbp */
-    uint64_t pc_slot, bp_slot, cfa_slot;  /* where the caller's were read; 0: not read */
-    uint32_t node, check;
-    bool uses_bp;                         /* the step up from here depends on bp */
-    bool needs_bp;                        /* so does the whole rest, bp being this frame's */
-    bool checks_bp;                       /* the step depends on the caller's bp too (a guess) */
-    bool interrupted;                     /* the caller's: its key is pc + 1 */
-};
-
-struct check { uint64_t address, value; };
+enum { PROBE_FRAMES = 2, LOG_UNIT = 8, TRUST_LIMIT = 24 };
 
 struct memo {
-    uint64_t ip, sp, bp;
+    struct at at;
+    struct at join;                       /* the first frame behind its own checks */
+    struct stack_state join_state;
     uint32_t node;
+    uint16_t join_index;                  /* in frames[]; depth: none, the checks are all */
     uint16_t checks;
     bool needs_bp;
     uint8_t era;                          /* its low bits */
     struct check check[];
 };
 
-struct thread {
-    struct thread *next;                  /* in the list of all */
-    int32_t owner;                        /* tid; 0 = free */
-    uint64_t open_sp;                     /* the open capture's caller; 0: none is open */
-    uint32_t nesting;                     /* captures inside the open one, by signal handlers */
-    uint64_t era;                         /* what is kept here was learned in this era */
-    struct unwind_memory memory;
-    struct stack_counters counters;
-    uint32_t first;                       /* frames[first .. depth) is the previous walk */
-    bool cut;                             /* ... which was cut at the depth limit */
-    uint64_t log_head;                    /* bytes ever written */
-    uint8_t *log;
-    struct frame *frames, *fresh;         /* depth; depth + 1 */
-    struct check *checks;                 /* check_limit */
-    uint64_t *ips[NESTING];               /* depth each */
-    uint64_t index[SETS][WAYS];
-};
-
 static __thread struct thread *self;
 static __thread bool making;              /* the thread's state is being made */
 static struct thread *all_threads;
-static uint32_t depth_limit, check_limit; /* depth_limit 0: not initialised */
+uint32_t stack_depth, stack_check_limit;
 static uint64_t era_now = 1;
-
-#define barrier() __asm__ volatile("" ::: "memory")
 
 /* ---- a thread's state ------------------------------------------------------------------------------------------------ */
 
@@ -94,22 +59,23 @@ static size_t thread_lay_out(struct thread *thread, uint8_t *memory)
     static struct thread unused; /* written, never read; not on the stack: a thread may have 16 KB of it */
     if (thread == NULL)
         thread = &unused;
-    thread->frames = carve(&at, depth_limit * sizeof(struct frame));
-    thread->fresh = carve(&at, (depth_limit + 1) * sizeof(struct frame));
-    thread->checks = carve(&at, check_limit * sizeof(struct check));
+    thread->frames = carve(&at, (stack_depth + 1) * sizeof(struct frame));
+    thread->fresh = carve(&at, (stack_depth + 1) * sizeof(struct fresh));
+    thread->checks = carve(&at, stack_check_limit * sizeof(struct check));
     for (unsigned i = 0; i < NESTING; i++)
-        thread->ips[i] = carve(&at, depth_limit * sizeof(uint64_t));
+        thread->ips[i] = carve(&at, stack_depth * sizeof(uint64_t));
     thread->log = carve(&at, LOG_BYTES);
     return (size_t)(at - memory);
 }
 
-/* Forgets the stacks, and is in a new era. The index is cleared when the low bits of the era come again. */
-static void thread_forget(struct thread *thread, uint64_t era)
+/* The index is cleared when the low bits of the era come again. */
+void thread_forget(struct thread *thread, uint64_t era)
 {
     if (thread->era >> 8 != era >> 8)
         memset(thread->index, 0, sizeof thread->index);
-    thread->first = depth_limit;
+    thread->first = stack_depth;
     thread->era = era;
+    thread->epoch = unwind_epoch();
 }
 
 static bool thread_is_gone(int tid, int me)
@@ -137,6 +103,9 @@ static struct thread *thread_new(int me)
         return NULL;
     struct thread *thread = (struct thread *)memory;
     thread_lay_out(thread, memory);
+    thread->frames[stack_depth].at.sp = ~0ull;
+    thread->frames[stack_depth].check = stack_check_limit;
+    thread->frames[stack_depth].state = STATE_EMPTY;
     thread->owner = me;
     thread->next = __atomic_load_n(&all_threads, __ATOMIC_ACQUIRE);
     while (!__atomic_compare_exchange_n(&all_threads, &thread->next, thread, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
@@ -149,7 +118,7 @@ static struct thread *thread_get(void)
 {
     if (self != NULL)
         return self;
-    if (making || depth_limit == 0)
+    if (making || stack_depth == 0)
         return NULL;
     making = true;
     barrier();
@@ -170,236 +139,48 @@ static struct thread *thread_get(void)
     return thread;
 }
 
-/* ---- one step by rule ------------------------------------------------------------------------------------------------ */
-
-enum step { STEP_OK, STEP_END, STEP_LOST, STEP_LOST_UNREADABLE, STEP_FULL };
-
-static enum step step_signal(struct unwind_memory *memory, struct frame *frame, struct frame *caller)
-{
-    frame->pc_slot = frame->sp + UNWIND_SIGNAL_PC;
-    frame->bp_slot = frame->sp + UNWIND_SIGNAL_BP;
-    frame->cfa_slot = frame->sp + UNWIND_SIGNAL_SP;
-    frame->interrupted = true;
-    if (!unwind_read(memory, frame->pc_slot, &caller->ip) || !unwind_read(memory, frame->bp_slot, &caller->bp) ||
-        !unwind_read(memory, frame->cfa_slot, &caller->sp))
-        return STEP_LOST_UNREADABLE;
-    caller->ip++;
-    return STEP_OK;
-}
-
-static enum step step_guess(struct unwind_memory *memory, struct frame *frame, struct frame *caller)
-{
-    bool unreadable = false;
-    frame->uses_bp = true;
-    if (frame->bp % 8 != 0 || frame->bp < frame->sp)
-        return STEP_LOST; /* depends on nothing but sp and bp */
-    if (!unwind_guess(memory, frame->sp, frame->bp, &caller->ip, &caller->sp, &caller->bp, &unreadable))
-        return STEP_LOST_UNREADABLE;
-    frame->checks_bp = true;
-    frame->bp_slot = frame->bp;
-    frame->pc_slot = frame->bp + 8;
-    return STEP_OK;
-}
-
-static enum step step_drap(struct unwind_memory *memory, uint32_t rule, struct frame *frame, struct frame *caller)
-{
-    frame->uses_bp = true;
-    frame->cfa_slot = frame->bp + (uint64_t)UNWIND_RULE_OFFSET(rule);
-    frame->bp_slot = frame->bp;
-    if (!unwind_read(memory, frame->cfa_slot, &caller->sp) || !unwind_read(memory, frame->bp_slot, &caller->bp))
-        return STEP_LOST_UNREADABLE;
-    frame->pc_slot = caller->sp - 8;
-    if (caller->sp <= frame->sp || !unwind_read(memory, frame->pc_slot, &caller->ip))
-        return STEP_LOST_UNREADABLE;
-    return caller->ip != 0 ? STEP_OK : STEP_END;
-}
-
-/* The kinds that are not plain arithmetic. Apart, so that the common step is straight code. */
-static __attribute__((noinline)) enum step step_rare(struct unwind_memory *memory, uint32_t rule, struct frame *frame,
-                                                     struct frame *caller)
-{
-    frame->pc_slot = frame->bp_slot = frame->cfa_slot = 0;
-    frame->uses_bp = frame->checks_bp = frame->interrupted = false;
-    switch (UNWIND_RULE_KIND(rule)) {
-    case UNWIND_DRAP: return step_drap(memory, rule, frame, caller);
-    case UNWIND_SIGNAL: return step_signal(memory, frame, caller);
-    case UNWIND_END: return STEP_END;
-    case UNWIND_GUESS: return step_guess(memory, frame, caller);
-    default: return STEP_FULL;
-    }
-}
-
-/* Fills in the caller's ip, sp, bp, and in `frame` what the step depended on. STEP_END may leave caller->ip 0: then a
- * return address of zero was read. */
-static inline enum step step_up(struct unwind_memory *memory, struct frame *frame, struct frame *caller)
-{
-    uint32_t rule = unwind_rule(frame->ip), bp_slot = UNWIND_RULE_BP(rule);
-    if (unlikely(UNWIND_RULE_KIND(rule) > UNWIND_BP))
-        return step_rare(memory, rule, frame, caller);
-    bool uses_bp = UNWIND_RULE_KIND(rule) == UNWIND_BP;
-    uint64_t bp = frame->bp, pc, cfa = (uses_bp ? bp : frame->sp) + (uint64_t)UNWIND_RULE_OFFSET(rule);
-    frame->cfa_slot = 0;
-    frame->uses_bp = uses_bp;
-    frame->checks_bp = frame->interrupted = false;
-    frame->pc_slot = cfa - 8;
-    frame->bp_slot = bp_slot != 0 ? cfa - 8 * bp_slot : 0;
-    if (bp_slot != 0 && unlikely(!unwind_read(memory, frame->bp_slot, &bp)))
-        return STEP_LOST_UNREADABLE;
-    if (unlikely(cfa <= frame->sp || !unwind_read(memory, frame->pc_slot, &pc)))
-        return STEP_LOST_UNREADABLE;
-    caller->ip = pc;
-    caller->sp = cfa;
-    caller->bp = bp;
-    return likely(pc != 0) ? STEP_OK : STEP_END;
-}
-
-/* ---- the walk with all registers, from here -------------------------------------------------------------------------- */
-
-enum { OWN_FRAMES = 32 };
-
-/* The registers that a callee keeps, at this very instruction. Inlined: the frame must be alive while we walk it. */
-#define REGISTERS_HERE(registers)                                                                            \
-    do {                                                                                                     \
-        __asm__ volatile("leaq 0(%%rip), %%rax\n\tmovq %%rax, 128(%0)\n\tmovq %%rbx, 24(%0)\n\t"             \
-                         "movq %%rbp, 48(%0)\n\tmovq %%rsp, 56(%0)\n\tmovq %%r12, 96(%0)\n\t"                 \
-                         "movq %%r13, 104(%0)\n\tmovq %%r14, 112(%0)\n\tmovq %%r15, 120(%0)"                 \
-                         : : "r"((registers)->value) : "rax", "memory");                                     \
-        (registers)->known = 1u << 3 | 1u << 6 | 1u << 7 | 0xfu << 12 | 1u << 16;                            \
-        (registers)->exact_pc = true;                                                                        \
-    } while (0)
-
-/*
- * Walks with all registers. To know those of the hook's caller, begins in this function and goes up through our own
- * frames until the caller's. Gives the number of keys, at most `limit`, and the mark that ends the stack (0: none).
- */
-static __attribute__((noinline)) unsigned walk_full(uintptr_t ip, uintptr_t sp, uintptr_t bp,
-                                                    struct unwind_memory *memory, uint64_t *ips, unsigned limit,
-                                                    uint64_t *mark)
-{
-    struct unwind_registers at;
-    bool found = false;
-    REGISTERS_HERE(&at);
-    for (unsigned i = 0; i < OWN_FRAMES && !found; i++) {
-        if (unwind_step_full(&at, memory) != UNWIND_OK)
-            break;
-        found = at.value[UNWIND_PC] == ip && at.value[UNWIND_RSP] == sp;
-    }
-    if (!found) { /* called in an unusual way: do with what we have */
-        at.known = 1u << UNWIND_PC | 1u << UNWIND_RSP | 1u << UNWIND_RBP;
-        at.value[UNWIND_PC] = ip;
-        at.value[UNWIND_RSP] = sp;
-        at.value[UNWIND_RBP] = bp;
-        at.exact_pc = false;
-    }
-    *mark = 0;
-    for (unsigned count = 0;;) {
-        uint64_t before = at.value[UNWIND_RSP];
-        ips[count++] = at.value[UNWIND_PC] + at.exact_pc;
-        enum unwind_result result = unwind_step_full(&at, memory);
-        if (result == UNWIND_OUTERMOST || (result == UNWIND_OK && at.value[UNWIND_PC] == 0))
-            return count;
-        if (result == UNWIND_LOST || (!at.exact_pc && at.value[UNWIND_RSP] <= before)) {
-            *mark = HL_IP_LOST;
-            return count;
-        }
-        if (count == limit) {
-            *mark = HL_IP_CUT;
-            return count;
-        }
-    }
-}
-
-/* The node of keys, innermost first, under a mark. */
-static uint32_t insert(const uint64_t *ips, unsigned count, uint64_t mark, struct stack_counters *counters)
-{
-    uint32_t node = mark != 0 ? trie_child(0, mark) : 0;
-    while (count > 0) {
-        uint32_t child = trie_child(node, ips[--count]);
-        if (child == 0) {
-            counters->exhausted++;
-            break;
-        }
-        node = child;
-    }
-    return node;
-}
-
-/* ---- a capture inside a capture ---------------------------------------------------------------------------------------- */
-
-/* Walks by rules without any memory of before; keys go to ips if that is not NULL. *found: behind a signal frame there is
- * a frame at sp2. 0: cannot go by rules. */
-static unsigned walk_plain(struct frame first, struct unwind_memory *memory, uint64_t *ips, uint64_t *mark,
-                           uint64_t sp2, bool *found)
-{
-    struct frame frame = first, caller = first;
-    bool interrupted = false;
-    *mark = 0;
-    *found = false;
-    for (unsigned count = 0;;) {
-        *found |= interrupted && frame.sp == sp2;
-        if (ips != NULL)
-            ips[count] = frame.ip;
-        count++;
-        enum step step = step_up(memory, &frame, &caller);
-        interrupted |= frame.interrupted;
-        if (step == STEP_FULL)
-            return 0;
-        if (step == STEP_END)
-            return count;
-        if (step != STEP_OK) {
-            *mark = HL_IP_LOST;
-            return count;
-        }
-        if (count == depth_limit) {
-            *mark = HL_IP_CUT;
-            return count;
-        }
-        frame = caller;
-    }
-}
-
-/*
- * A capture is open: we are in a signal handler that interrupted it; or such a handler left by longjmp, and the
- * interrupted capture will never end. In the first case its caller is on our stack, behind the signal's frame.
- */
-static __attribute__((noinline)) uint32_t capture_nested(struct thread *thread, uintptr_t ip, uintptr_t sp,
-                                                         uintptr_t bp)
-{
-    uint32_t level = ++thread->nesting;
-    struct unwind_memory memory = {0};
-    struct frame first = {.ip = ip, .sp = sp, .bp = bp};
-    uint64_t mark;
-    bool found;
-    thread->counters.nested++;
-    barrier();
-    uint64_t *ips = level < NESTING ? thread->ips[level] : NULL;
-    unsigned count = walk_plain(first, &memory, ips, &mark, thread->open_sp, &found);
-    bool abandoned = count != 0 && mark == 0 && !found;
-    if (count == 0 && ips != NULL)
-        count = walk_full(ip, sp, bp, &memory, ips, depth_limit, &mark);
-    uint32_t node = ips == NULL ? 0 : insert(ips, count, mark, &thread->counters);
-    barrier();
-    thread->nesting = level - 1;
-    if (abandoned) { /* what it was writing is in no known state */
-        memset(thread->index, 0, sizeof thread->index);
-        thread_forget(thread, thread->era);
-        memset(&thread->memory, 0, sizeof thread->memory);
-        barrier();
-        thread->open_sp = 0;
-    }
-    return node;
-}
-
 /* ---- the memo ---------------------------------------------------------------------------------------------------------- */
+
+/* The first check that does not hold, or `end`. Four in a round: three loads and one branch each is all it takes. */
+static inline const struct check *checks_end(const struct check *check, const struct check *end)
+{
+    for (; end - check >= 4; check += 4) {
+        if (unlikely(unwind_word(check[0].address) != check[0].value))
+            return check;
+        if (unlikely(unwind_word(check[1].address) != check[1].value))
+            return check + 1;
+        if (unlikely(unwind_word(check[2].address) != check[2].value))
+            return check + 2;
+        if (unlikely(unwind_word(check[3].address) != check[3].value))
+            return check + 3;
+    }
+    for (; check < end; check++)
+        if (unlikely(unwind_word(check->address) != check->value))
+            return check;
+    return end;
+}
+
+/* Are these the frame's? Then what is behind it is as it was if its checks hold. */
+static inline bool at_equal(const struct frame *frame, const struct at *at)
+{
+    return frame->at.sp == at->sp && frame->at.ip == at->ip && (!frame->needs_bp || frame->at.bp == at->bp);
+}
+
+static inline bool frame_checks_hold(const struct thread *thread, const struct frame *frame)
+{
+    const struct check *end = thread->checks + stack_check_limit;
+    return checks_end(thread->checks + frame->check, end) == end;
+}
 
 /*
  * Two sets hold a stack: that of its first frame, and that of its first PROBE_FRAMES + 1 frames, where the many stacks
  * that come through one allocation wrapper at one depth are apart. Either way all checks decide.
  */
-static inline uint64_t memo_hash_more(uint64_t hash, const struct frame *fresh)
+static inline uint64_t memo_hash_more(uint64_t hash, const struct fresh *fresh, uint64_t ip)
 {
-    for (unsigned i = 1; i <= PROBE_FRAMES; i++)
-        hash = (hash ^ fresh[i].ip) * 0xd6e8feb86659fd93ull;
+    for (unsigned i = 1; i < PROBE_FRAMES; i++)
+        hash = (hash ^ fresh[i].at.ip) * 0xd6e8feb86659fd93ull;
+    hash = (hash ^ ip) * 0xd6e8feb86659fd93ull;
     return hash ^ hash >> 31;
 }
 
@@ -409,14 +190,6 @@ static inline uint64_t memo_hash(uint64_t ip, uint64_t sp)
     return hash ^ hash >> 31;
 }
 
-static inline bool checks_hold(const struct check *check, const struct check *end)
-{
-    for (; check < end; check++)
-        if (unwind_word(check->address) != check->value)
-            return false;
-    return true;
-}
-
 /* The entry at a position, or NULL if it has been overwritten. */
 static inline const struct memo *memo_at(const struct thread *thread, uint64_t position)
 {
@@ -424,19 +197,51 @@ static inline const struct memo *memo_at(const struct thread *thread, uint64_t p
     return thread->log_head - byte <= LOG_BYTES ? (const struct memo *)(thread->log + byte % LOG_BYTES) : NULL;
 }
 
+/* Is the stack that of the entry, whose (ip, sp, bp) it has? */
+static inline bool memo_holds(const struct thread *thread, const struct memo *memo)
+{
+    const struct check *end = memo->check + memo->checks;
+    if (checks_end(memo->check, end) != end)
+        return false;
+    if (memo->join_index == stack_depth)
+        return true;
+    const struct frame *join = &thread->frames[memo->join_index];
+    return memo->join_index >= thread->first && at_equal(join, &memo->join) &&
+           state_equal(join->state, memo->join_state) && frame_checks_hold(thread, join);
+}
+
 /* The position of the entry for this stack, 0 if there is none. */
-static inline uint64_t memo_find(struct thread *thread, uint64_t hash, uint64_t ip, uint64_t sp, uint64_t bp)
+static inline uint64_t memo_find(struct thread *thread, uint64_t hash, const struct at *at)
 {
     const uint64_t *set = thread->index[hash % SETS];
     for (unsigned way = 0; way < WAYS; way++) {
         if (set[way] == 0 || (set[way] ^ hash) >> 48 != 0)
             continue;
         const struct memo *memo = memo_at(thread, set[way] & 0xffffffffffffull);
-        if (memo != NULL && memo->ip == ip && memo->sp == sp && (!memo->needs_bp || memo->bp == bp) &&
-            memo->era == (uint8_t)thread->era && checks_hold(memo->check, memo->check + memo->checks))
+        if (memo != NULL && memo->at.ip == at->ip && memo->at.sp == at->sp && (!memo->needs_bp || memo->at.bp == at->bp) &&
+            memo->era == (uint8_t)thread->era && memo_holds(thread, memo))
             return set[way] & 0xffffffffffffull;
     }
     return 0;
+}
+
+/*
+ * The same, if it is worth looking: where stacks seldom come again, all that a look gives is cache misses. A miss costs
+ * three times what a hit saves, and so trust falls three times as fast as it rises; where there is none, one capture in 64
+ * tries all the same. *tried: it was.
+ */
+static inline uint64_t memo_try(struct thread *thread, uint64_t hash, const struct at *at, bool *tried)
+{
+    uint8_t *trust = &thread->trust[hash / SETS % TRUSTS];
+    *tried = *trust != 0 || thread->counters.captures % 64 == 0;
+    if (!*tried)
+        return 0;
+    uint64_t position = memo_find(thread, hash, at);
+    if (likely(position != 0))
+        *trust += *trust < TRUST_LIMIT;
+    else
+        *trust = *trust > 3 ? *trust - 3 : 0;
+    return position;
 }
 
 /* Points to an entry from the set of `hash`, in place of the set's oldest. */
@@ -449,11 +254,20 @@ static void memo_index(struct thread *thread, uint64_t hash, uint64_t position)
     *oldest = (hash >> 48 << 48) | position;
 }
 
-/* Remembers the previous walk (frames[first ..]); gives its position, 0 if it is too long. */
-static uint64_t memo_add(struct thread *thread)
+/* Was a stack of this hash walked before, not too long ago? It has been now. */
+static inline bool memo_seen(struct thread *thread, uint64_t hash)
 {
-    const struct frame *frame = &thread->frames[thread->first];
-    uint32_t checks = check_limit - frame->check;
+    uint16_t *seen = &thread->seen[hash % SEEN], tag = (uint16_t)(hash >> 40 | 1);
+    bool known = *seen == tag;
+    *seen = tag;
+    return known;
+}
+
+/* Remembers the previous walk, whose frames from `join` on are older than it; gives the position, 0 if it is too long. */
+static uint64_t memo_add(struct thread *thread, uint32_t join)
+{
+    const struct frame *frame = &thread->frames[thread->first], *rest = &thread->frames[join];
+    uint32_t checks = rest->check - frame->check;
     size_t bytes = (sizeof(struct memo) + checks * sizeof(struct check) + LOG_UNIT - 1) / LOG_UNIT * LOG_UNIT;
     if (bytes > LOG_BYTES / 8 || checks > UINT16_MAX)
         return 0;
@@ -464,223 +278,218 @@ static uint64_t memo_add(struct thread *thread)
         start += LOG_BYTES - start % LOG_BYTES;
     thread->log_head = start + bytes;
     struct memo *memo = (struct memo *)(thread->log + start % LOG_BYTES);
-    memo->ip = frame->ip;
-    memo->sp = frame->sp;
-    memo->bp = frame->bp;
-    memo->node = frame->node;
+    memo->at = frame->at;
+    memo->join = rest->at;
+    memo->join_state = rest->state;
+    memo->node = thread->node;
+    memo->join_index = (uint16_t)join;
     memo->checks = (uint16_t)checks;
     memo->needs_bp = frame->needs_bp;
     memo->era = (uint8_t)thread->era;
-    memcpy(memo->check, thread->checks + frame->check, checks * sizeof(struct check));
+    for (uint32_t i = 0; i < checks; i++)
+        memo->check[i] = thread->checks[frame->check + i];
     return start / LOG_UNIT;
 }
 
 /* ---- the walk ------------------------------------------------------------------------------------------------------------ */
 
 struct walk {
-    uint32_t count;      /* frames in fresh[]; fresh[count] is the one behind (its ip 0: none) */
-    uint32_t join;       /* frames[join ..] are its callers; depth_limit: none */
+    uint32_t count;      /* frames in fresh[] */
+    uint32_t join;       /* frames[join ..] are their callers; depth: none */
+    struct at behind;    /* where the last step led to */
+    enum step end;       /* of the last step */
     uint64_t mark;
     bool cut;            /* at the depth limit, here or in frames[] */
-    bool changeable;     /* ended for a reason that no check can see */
-    bool needs_bp;       /* what is behind depends on rbp */
-    bool full;           /* cannot go by rules */
     uint64_t hash;       /* memo_hash_more, 0 if the walk did not come that far */
     uint64_t position;   /* the memo's entry, found on the way; 0: none */
+    bool tried;          /* ... it was looked for */
 };
 
-/*
- * Is fresh[count] a frame of the previous walk, with the same callers? *at: where in frames[] to look on. With a depth
- * limit the whole must end at the same place as a walk would.
- */
-static inline bool rejoins(struct thread *thread, const struct frame *frame, uint32_t count, uint32_t *at)
+/* The look-up of the stack will miss the caches as often as not: begins to load its line while the callers are checked. */
+static inline void prefetch_node(const struct thread *thread, uint32_t count, const struct frame *join)
 {
-    uint32_t i = *at;
-    while (i < depth_limit && thread->frames[i].sp < frame->sp)
-        i++;
-    *at = i;
-    if (i == depth_limit)
-        return false;
-    const struct frame *old = &thread->frames[i];
-    if (old->sp != frame->sp || old->ip != frame->ip || (old->needs_bp && old->bp != frame->bp))
-        return false;
-    uint32_t total = count + depth_limit - i;
-    if (thread->cut ? total != depth_limit : total > depth_limit)
-        return false;
-    if (checks_hold(&thread->checks[old->check], &thread->checks[check_limit]))
-        return true;
-    *at = i + 1;
-    return false;
+    struct stack_state callers = join->state;
+    for (uint32_t i = count; i-- > 1;)
+        callers = state_push(callers, thread->fresh[i].at.ip);
+    table_prefetch(callers);
 }
 
-static inline struct walk walk(struct thread *thread, uint64_t hash, uint64_t ip, uint64_t sp, uint64_t bp)
+/*
+ * Is this the frame `old`, with the same callers? With a depth limit the whole must end at the same place as a walk
+ * would. *bad: no frame whose first check is before this can be it: the one in front of it does not hold.
+ */
+static inline bool rejoins(const struct thread *thread, const struct at *at, uint32_t count, const struct frame *old,
+                           uint32_t *bad)
 {
-    struct walk walk = {.join = depth_limit};
-    struct frame *fresh = thread->fresh;
-    uint32_t at = thread->first;
-    fresh[0].ip = ip;
-    fresh[0].sp = sp;
-    fresh[0].bp = bp;
+    uint32_t total = count + stack_depth - (uint32_t)(old - thread->frames);
+    if (old->at.ip != at->ip || (old->needs_bp && old->at.bp != at->bp) || old->check < *bad ||
+        (thread->cut ? total != stack_depth : total > stack_depth))
+        return false;
+    prefetch_node(thread, count, old);
+    const struct check *end = thread->checks + stack_check_limit, *first_bad = checks_end(thread->checks + old->check, end);
+    *bad = (uint32_t)(first_bad - thread->checks) + 1;
+    return first_bad == end;
+}
+
+static inline struct walk walk(struct thread *thread, uint64_t hash, struct at at)
+{
+    struct walk walk = {.join = stack_depth};
+    struct fresh *fresh = thread->fresh;
+    const struct at start = at;
+    const struct frame *old = thread->frames + thread->first;
+    uint32_t bad = 0;
     for (;;) {
-        struct frame *frame = &fresh[walk.count];
-        if (rejoins(thread, frame, walk.count, &at)) {
-            walk.join = at;
-            walk.cut = thread->cut;
-            walk.needs_bp = thread->frames[at].needs_bp;
-            return walk;
-        }
-        enum step step = step_up(&thread->memory, frame, frame + 1);
+        struct fresh *frame = &fresh[walk.count];
+        uint64_t rule = unwind_rule(at.ip);
+        frame->at = at;
+        frame->rule = rule;
+        walk.end = step_up(&thread->memory, rule, &at);
         walk.count++;
-        if (step == STEP_OK) {
-            if (walk.count == PROBE_FRAMES) {
-                walk.hash = memo_hash_more(hash, fresh);
-                walk.position = memo_find(thread, walk.hash, ip, sp, bp);
-                if (walk.position != 0)
-                    return walk;
-            }
-            if (unlikely(walk.count == depth_limit)) {
-                walk.mark = HL_IP_CUT;
-                walk.cut = true;
-                return walk;
-            }
-            continue;
+        if (unlikely(walk.end != STEP_OK))
+            break;
+        old += old->at.sp < at.sp; /* most often it is one of the next two: without branches that go either way */
+        old += old->at.sp < at.sp;
+        while (unlikely(old->at.sp < at.sp))
+            old++;
+        if (old->at.sp == at.sp && rejoins(thread, &at, walk.count, old, &bad)) {
+            walk.join = (uint32_t)(old - thread->frames);
+            walk.cut = thread->cut;
+            break;
         }
-        if (step == STEP_LOST || step == STEP_LOST_UNREADABLE) {
-            walk.mark = HL_IP_LOST;
-            walk.changeable = step == STEP_LOST_UNREADABLE;
+        if (walk.count == PROBE_FRAMES) {
+            walk.hash = memo_hash_more(hash, fresh, at.ip);
+            walk.position = memo_try(thread, walk.hash, &start, &walk.tried);
+            if (walk.position != 0)
+                break;
         }
-        walk.full = step == STEP_FULL;
-        return walk;
+        if (unlikely(walk.count == stack_depth)) {
+            walk.mark = HL_IP_CUT;
+            walk.cut = true;
+            break;
+        }
     }
-}
-
-static inline uint32_t check_add(struct thread *thread, uint32_t at, uint64_t address, uint64_t value)
-{
-    thread->checks[at - 1] = (struct check){address, value};
-    return at - 1;
-}
-
-/* Copies a frame word by word: wider loads would wait for the narrow stores that have just been made. */
-static inline void frame_copy(struct frame *to, const struct frame *from)
-{
-    const uint64_t *in = &from->ip;
-    uint64_t *out = &to->ip;
-    for (unsigned i = 0; i < 6; i++) {
-        uint64_t word = in[i];
-        __asm__("" : "+r"(word));
-        out[i] = word;
-    }
-    to->uses_bp = from->uses_bp;
-    to->checks_bp = from->checks_bp;
-    to->interrupted = from->interrupted;
+    if (walk.end == STEP_LOST || walk.end == STEP_LOST_UNREADABLE)
+        walk.mark = HL_IP_LOST;
+    walk.behind = at;
+    return walk;
 }
 
 /*
- * Gives the frames of a walk their nodes and checks, outermost first, and puts them in front of the callers they share
- * with the previous walk. False: no memory for a node; *node is then the deepest there is.
+ * Gives the frames of a walk their states and checks, outermost first, and puts them in front of the callers they share
+ * with the previous walk.
  */
-static inline bool settle(struct thread *thread, const struct walk *walk, uint32_t *node)
+static inline struct stack_state settle(struct thread *thread, const struct walk *walk)
 {
-    struct frame *fresh = thread->fresh;
-    uint32_t check = walk->join < depth_limit ? thread->frames[walk->join].check : check_limit;
-    bool needs_bp = walk->needs_bp;
-    uint32_t first = walk->join - walk->count;
-    *node = walk->join < depth_limit ? thread->frames[walk->join].node : 0;
-    thread->first = depth_limit;
+    const struct frame *join = &thread->frames[walk->join];
+    struct frame *kept = thread->frames + walk->join;
+    struct check *checks = thread->checks;
+    struct stack_state state = join->state;
+    uint32_t check = join->check;
+    bool needs_bp = join->needs_bp;
+    struct at caller = walk->behind;
     if (walk->mark != 0)
-        *node = trie_child(0, walk->mark);
-    for (uint32_t i = walk->count; i-- > 0;) {
-        struct frame *frame = &fresh[i], *caller = &fresh[i + 1];
-        if (frame->pc_slot != 0)
-            check = check_add(thread, check, frame->pc_slot, caller->ip - frame->interrupted);
-        if (frame->bp_slot != 0 && (needs_bp || frame->checks_bp))
-            check = check_add(thread, check, frame->bp_slot, caller->bp);
-        if (frame->cfa_slot != 0)
-            check = check_add(thread, check, frame->cfa_slot, caller->sp);
-        needs_bp = frame->uses_bp || (frame->bp_slot == 0 && needs_bp);
-        uint32_t child = trie_child(*node, frame->ip);
-        if (unlikely(child == 0))
-            return false;
-        struct frame *kept = &thread->frames[first + i];
-        frame_copy(kept, frame);
-        kept->needs_bp = needs_bp;
+        state = state_push(state, walk->mark);
+    for (const struct fresh *frame = thread->fresh + walk->count; frame-- > thread->fresh;) {
+        uint64_t rule = frame->rule, bp_slot = UNWIND_RULE_BP(rule);
+        struct at at = frame->at;
+        if (likely(UNWIND_RULE_KIND(rule) == UNWIND_SP || UNWIND_RULE_KIND(rule) == UNWIND_BP)) {
+            check = check_add(checks, check, caller.sp - 8, caller.ip);
+            if (bp_slot != 0 && needs_bp)
+                check = check_add(checks, check, caller.sp - 8 * bp_slot, caller.bp);
+            needs_bp = UNWIND_RULE_KIND(rule) == UNWIND_BP || (bp_slot == 0 && needs_bp);
+        } else {
+            check = check_rare(checks, check, frame, &caller, walk->end, &needs_bp);
+        }
+        state = state_push(state, at.ip);
+        kept--;
+        kept->at = at;
+        kept->state = state;
         kept->check = check;
-        kept->node = *node = child;
+        kept->needs_bp = needs_bp;
+        caller = at;
     }
     thread->cut = walk->cut;
-    if (!walk->changeable)
-        thread->first = first;
-    return true;
+    return state;
 }
 
-static __attribute__((noinline)) uint32_t capture_walk(struct thread *thread, uint64_t hash, uint64_t ip, uint64_t sp,
-                                                       uint64_t bp)
+/*
+ * The node of a stack that the table does not know, just settled. `caller`: the node of what it shares with the walk before.
+ * *complete: all frames have one; else there was no memory, and the node is the deepest there is.
+ */
+static __attribute__((noinline)) uint32_t learn(struct thread *thread, const struct walk *walk, uint32_t caller,
+                                                bool *complete)
 {
-    struct walk found = walk(thread, hash, ip, sp, bp);
-    uint32_t node;
+    const struct frame *frame = thread->frames + walk->join, *first = frame - walk->count;
+    uint32_t node = caller;
+    *complete = false;
+    thread->counters.added++;
+    for (const struct frame *ahead = first; ahead < frame; ahead++)
+        trie_prefetch(ahead->state);
+    if (walk->mark != 0)
+        node = trie_child(0, walk->mark, state_push(STATE_EMPTY, walk->mark));
+    while (frame-- > first) {
+        uint32_t child = trie_child(node, frame->at.ip, frame->state);
+        if (unlikely(child == 0))
+            return node;
+        node = child;
+    }
+    table_add(first[1].state, first->state, thread->epoch, node);
+    *complete = true;
+    return node;
+}
+
+static __attribute__((noinline)) uint32_t capture_full(struct thread *thread, const struct at *at)
+{
+    uint64_t mark;
+    thread->counters.full++;
+    unsigned count = walk_full(at->ip, at->sp, at->bp, &thread->memory, thread->ips[0], stack_depth, &mark);
+    thread->counters.lost += mark == HL_IP_LOST;
+    return insert(thread->ips[0], count, mark, &thread->counters);
+}
+
+static __attribute__((noinline)) uint32_t capture_walk(struct thread *thread, uint64_t hash, const struct at *at,
+                                                       bool tried)
+{
+    struct walk found = walk(thread, hash, *at);
     thread->counters.frames += found.count;
     if (found.position != 0) {
         thread->counters.hits++;
-        memo_index(thread, hash, found.position);
+        if (tried)
+            memo_index(thread, hash, found.position);
         return memo_at(thread, found.position)->node;
     }
+    if (unlikely(found.end == STEP_FULL))
+        return capture_full(thread, at);
     thread->counters.lost += found.mark == HL_IP_LOST;
-    if (unlikely(found.full)) {
-        uint64_t mark;
-        thread->counters.full++;
-        unsigned count = walk_full(ip, sp, bp, &thread->memory, thread->ips[0], depth_limit, &mark);
-        thread->counters.lost += mark == HL_IP_LOST;
-        return insert(thread->ips[0], count, mark, &thread->counters);
-    }
-    if (found.join < depth_limit)
+    if (found.join < stack_depth)
         thread->counters.rejoined++;
     else
         thread->counters.walked++;
-    if (unlikely(!settle(thread, &found, &node))) {
-        thread->counters.exhausted++;
-    } else if (thread->first < depth_limit) {
-        uint64_t position = memo_add(thread);
-        if (position != 0)
+    uint32_t old_node = thread->node, steps = found.join - thread->first; /* from the walk before to what is shared */
+    struct stack_state state = settle(thread, &found);
+    uint32_t first = found.join - found.count;
+    uint32_t node = table_find(thread->frames[first + 1].state, state, thread->epoch);
+    thread->first = stack_depth;
+    if (unlikely(node == 0)) {
+        bool complete;
+        node = learn(thread, &found, found.join < stack_depth ? trie_ancestor(old_node, steps) : 0, &complete);
+        thread->counters.exhausted += !complete;
+        if (!complete)
+            return node;
+    }
+    if (unlikely(found.end == STEP_LOST_UNREADABLE))
+        return node; /* ended for a reason that no check can see */
+    thread->first = first;
+    thread->node = node;
+    if ((tried || found.tried) && memo_seen(thread, hash ^ state.lane[0])) {
+        uint64_t position = memo_add(thread, found.join);
+        if (position != 0 && tried)
             memo_index(thread, hash, position);
-        if (position != 0 && found.hash != 0)
+        if (position != 0 && found.tried)
             memo_index(thread, found.hash, position);
     }
     return node;
 }
-
-/* ---- the check build -------------------------------------------------------------------------------------------------- */
-
-#ifdef HEAPLEDGER_CHECK_STACKS
-static void check_print(const char *text, const uint64_t *ips, unsigned count)
-{
-    char line[24] = "  0x0000000000000000\n";
-    host_complain(text);
-    for (unsigned i = 0; i < count; i++) {
-        for (unsigned digit = 0; digit < 16; digit++)
-            line[4 + digit] = "0123456789abcdef"[ips[i] >> (60 - 4 * digit) & 15];
-        host_complain(line);
-    }
-}
-
-/* Walks again with all registers and no cache of any kind, compares, and ends the program on a difference. `partly`: there
- * was no memory for the inner frames. */
-static __attribute__((noinline)) void check_stack(uint32_t node, uintptr_t ip, uintptr_t sp, uintptr_t bp, bool partly)
-{
-    uint64_t got[513], want[513], mark;
-    struct unwind_memory memory = {0};
-    unsigned limit = depth_limit < 512 ? depth_limit : 512;
-    unsigned wanted = walk_full(ip, sp, bp, &memory, want, limit, &mark);
-    if (mark != 0 && limit == depth_limit)
-        want[wanted++] = mark;
-    unsigned have = trie_path(node, got, limit + (limit == depth_limit));
-    unsigned skip = partly && have < wanted ? wanted - have : 0;
-    if (node == 0 || (have + skip == wanted && memcmp(got, want + skip, have * sizeof *got) == 0))
-        return;
-    check_print("heapledger: a stack is wrong. Recorded:\n", got, have);
-    check_print("Unwound anew:\n", want, wanted);
-    __builtin_trap();
-}
-#endif
 
 /* ---- the interface ------------------------------------------------------------------------------------------------------ */
 
@@ -698,16 +507,25 @@ uint32_t stack_capture(uintptr_t ip, uintptr_t sp, uintptr_t bp)
     uint64_t era = __atomic_load_n(&era_now, __ATOMIC_ACQUIRE);
     if (unlikely(thread->era != era))
         thread_forget(thread, era);
-    uint64_t exhausted __attribute__((unused)) = thread->counters.exhausted; /* for the check build */
+#ifdef HEAPLEDGER_CHECK_STACKS
+    uint64_t exhausted = thread->counters.exhausted;
+#endif
     thread->counters.captures++;
-    uint64_t hash = memo_hash(ip, sp);
-    uint64_t position = memo_find(thread, hash, ip, sp, bp);
+    struct at at = {sp, ip, bp};
+    const struct frame *last = &thread->frames[thread->first];
     uint32_t node;
-    if (likely(position != 0)) {
+    if (at_equal(last, &at) && frame_checks_hold(thread, last)) {
         thread->counters.hits++;
-        node = memo_at(thread, position)->node;
+        node = thread->node;
     } else {
-        node = capture_walk(thread, hash, ip, sp, bp);
+        bool tried;
+        uint64_t hash = memo_hash(ip, sp), position = memo_try(thread, hash, &at, &tried);
+        if (likely(position != 0)) {
+            thread->counters.hits++;
+            node = memo_at(thread, position)->node;
+        } else {
+            node = capture_walk(thread, hash, &at, tried);
+        }
     }
 #ifdef HEAPLEDGER_CHECK_STACKS
     check_stack(node, ip, sp, bp, thread->counters.exhausted != exhausted);
@@ -719,15 +537,15 @@ uint32_t stack_capture(uintptr_t ip, uintptr_t sp, uintptr_t bp)
 
 int stack_init(unsigned max_depth)
 {
-    if (depth_limit != 0)
+    if (stack_depth != 0)
         return 0;
-    void *cache = host_map_private(UNWIND_BUCKETS * sizeof(struct unwind_bucket));
-    if (cache == NULL)
+    void *cache = host_map_private(UNWIND_CACHE_BYTES);
+    if (cache == NULL || !table_init())
         return -1;
     unwind_init(cache);
     max_depth = max_depth < 1 ? 1 : max_depth > DEPTH_LIMIT ? DEPTH_LIMIT : max_depth;
-    check_limit = CHECKS_A_FRAME * max_depth;
-    depth_limit = max_depth;
+    stack_check_limit = CHECKS_A_FRAME * max_depth;
+    stack_depth = max_depth;
     return 0;
 }
 
@@ -739,12 +557,14 @@ void stack_forget(void)
 void stack_flush(void)
 {
     unwind_flush();
+    table_renew();
     stack_forget(); /* after the rules are gone: a walk that began in the new era must not have used an old one */
 }
 
 void stack_fork_child(void)
 {
     trie_forget();
+    table_forget();
     stack_forget();
     for (struct thread *thread = all_threads; thread != NULL; thread = thread->next)
         thread->owner = 0;

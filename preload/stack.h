@@ -1,7 +1,10 @@
 /*
  * stack.h: the call stack of a hook's caller, as a node of the trie in stacks.K (spool.h: struct hl_node).
  *
- *   stack.c        walks the stack: memo, previous stack, rules; per-thread state
+ *   stack.c        walks the stack: memo, previous stack, rules
+ *   stack_full.c   what is rare: walks with all registers, captures inside captures, uncommon steps
+ *   stack_state.h  what a thread remembers
+ *   stack_table.h  whole stack -> node
  *   stack_trie.c   (parent, ip) -> node
  *   unwind.h       one step
  *
@@ -42,22 +45,32 @@ void stack_thread_init(void);
 /* How captures of this thread went; for benchmarks and tests. */
 struct stack_counters {
     uint64_t captures;
-    uint64_t hits;       /* the memo had it, and every word it depends on was the same */
+    uint64_t hits;       /* the memo or the previous walk had it, and every word it depends on was the same */
     uint64_t rejoined;   /* walked until the previous stack, and the rest of that was the same */
     uint64_t walked;     /* walked to the end by rules */
     uint64_t full;       /* walked with all registers */
     uint64_t nested;     /* a signal handler inside a capture */
     uint64_t lost;       /* ended in HL_IP_LOST */
     uint64_t frames;     /* steps taken by rules */
+    uint64_t added;      /* stacks that the table did not know */
     uint64_t exhausted;  /* no memory for a node: the id is that of the callers known, or 0 */
 };
 bool stack_counters(struct stack_counters *counters);
 
 /* ---- stack_trie.c ---- */
 
-/* The node for a call at `ip` under `parent`, made if it is new. 0: out of memory, or ids (the caller counts). Any
- * thread, async-signal-safe, lock-free; two threads get the same node. */
-uint32_t trie_child(uint32_t parent, uint64_t ip);
+/* A stack as a number: stack_table.h. */
+struct stack_state { uint64_t lane[2]; };
+
+/* The node for a call at `ip` under `parent`, made if it is new; `state` is that of the stack with it. 0: out of memory, or
+ * ids (the caller counts). Any thread, async-signal-safe, lock-free; two threads get the same node. */
+uint32_t trie_child(uint32_t parent, uint64_t ip, struct stack_state state);
+
+/* Asks for the lines that trie_child will read. */
+void trie_prefetch(struct stack_state state);
+
+/* The node that many callers up; 0 behind the outermost. */
+uint32_t trie_ancestor(uint32_t node, uint32_t steps);
 
 /* The frames of a node, innermost first, at most `limit`; gives how many. For checks. */
 unsigned trie_path(uint32_t node, uint64_t *ips, unsigned limit);

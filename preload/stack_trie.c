@@ -1,5 +1,6 @@
 /*
  * stack_trie.c: the trie of call stacks. Nodes lie in files (spool.h); here is the index from (parent, ip) to the node.
+ * It is looked at when a stack is new to the table of whole stacks (stack_table.h), and it alone decides.
  *
  * The index is a row of tables, each eight times the one before, made when first needed:
  *
@@ -113,11 +114,18 @@ static bool entry_is(uint64_t *at, uint64_t entry, uint32_t tag, uint32_t parent
     return true;
 }
 
-static uint64_t mix(uint32_t parent, uint64_t ip)
+static struct bucket *bucket_of(struct bucket *table, unsigned t, struct stack_state state)
 {
-    uint64_t hash = (ip ^ (uint64_t)parent << 40 ^ parent) * 0x9e3779b97f4a7c15ull;
-    hash = (hash ^ hash >> 32) * 0xd6e8feb86659fd93ull;
-    return hash ^ hash >> 29;
+    return &table[state.lane[0] & (table_buckets(t) - 1)];
+}
+
+void trie_prefetch(struct stack_state state)
+{
+    for (unsigned t = 0; t < TABLES; t++) {
+        struct bucket *table = __atomic_load_n(&tables[t], __ATOMIC_RELAXED);
+        if (table != NULL)
+            __builtin_prefetch(bucket_of(table, t, state));
+    }
 }
 
 /* Puts `made` (0: not made yet; kept for the next table if the bucket fills up) in a free entry, or finds the node. */
@@ -141,21 +149,31 @@ static uint32_t bucket_child(struct bucket *bucket, uint32_t tag, uint32_t paren
     return 0;
 }
 
-uint32_t trie_child(uint32_t parent, uint64_t ip)
+uint32_t trie_child(uint32_t parent, uint64_t ip, struct stack_state state)
 {
-    uint64_t hash = mix(parent, ip);
     uint32_t made = 0;
     bool failed = false;
     for (unsigned t = 0; t < TABLES && !failed; t++) {
         struct bucket *table = table_get(t);
         if (table == NULL)
             return made;
-        uint32_t id = bucket_child(&table[(hash >> 32 ^ hash << 7) & (table_buckets(t) - 1)], (uint32_t)hash, parent,
-                                   ip, &made, &failed);
+        uint32_t id = bucket_child(bucket_of(table, t, state), (uint32_t)(state.lane[0] >> 48), parent, ip, &made,
+                                   &failed);
         if (id != 0)
             return id;
     }
     return made;
+}
+
+uint32_t trie_ancestor(uint32_t node, uint32_t steps)
+{
+    while (steps-- > 0) {
+        const struct hl_node *at = node_at(node);
+        if (at == NULL)
+            return 0;
+        node = at->parent;
+    }
+    return node;
 }
 
 unsigned trie_path(uint32_t node, uint64_t *ips, unsigned limit)

@@ -1,5 +1,5 @@
 /*
- * unwind.c: steps up the stack. The fast one goes by a 32-bit rule out of a cache that all threads share; the full one
+ * unwind.c: steps up the stack. The fast one goes by a rule of one word out of a cache that all threads share; the full one
  * carries all registers and evaluates whatever the CFI says.
  */
 #include "unwind.h"
@@ -9,7 +9,7 @@
 #include <errno.h>
 #include <stddef.h>
 
-struct unwind_bucket *unwind_cache;
+uint64_t *unwind_cache;
 uint32_t unwind_epoch_now = 1;
 
 void unwind_init(void *memory)
@@ -79,9 +79,10 @@ bool unwind_read_slow(struct unwind_memory *memory, uintptr_t address, uint64_t 
 
 /* ---- rules -------------------------------------------------------------------------------------------------------- */
 
-static uint32_t pack(enum unwind_kind kind, int64_t offset, uint32_t bp_slot)
+/* Without a tag. */
+static uint64_t pack(enum unwind_kind kind, int64_t offset, uint32_t bp_slot)
 {
-    return (uint32_t)kind | (uint32_t)(uint16_t)(offset / 8) << 3 | bp_slot << 19;
+    return (uint64_t)kind << 32 | (uint64_t)bp_slot << 40 | (uint64_t)(offset / 8) << 48;
 }
 
 static bool fits(int64_t offset)
@@ -120,7 +121,7 @@ static bool is_signal_frame(const struct cfi_row *row)
 
 /* Squeezes a row into a rule; UNWIND_FULL if it does not fit. Registers other than rsp, rbp and rip do not matter to a
  * rule: a later frame that needs one has UNWIND_FULL itself. */
-static uint32_t compress(const struct cfi_row *row)
+static uint64_t compress(const struct cfi_row *row)
 {
     int64_t offset;
     uint32_t bp_slot = 0;
@@ -191,12 +192,12 @@ static bool is_outermost(uintptr_t key)
     return unwind_is_process_entry(key - 1) || unwind_find_fde(key) != NULL;
 }
 
-static uint32_t make(uintptr_t key)
+static uint64_t make(uintptr_t key)
 {
     struct cfi_row row;
     int64_t bytes;
     if (key == 0 || key >= UNWIND_USER_LIMIT)
-        return pack(UNWIND_GUESS, 0, 0);
+        return pack(UNWIND_NONE, 0, 0);
     const uint8_t *fde = unwind_find_fde(key - 1);
     if (fde == NULL && is_outermost(key))
         return pack(UNWIND_END, 0, 0);
@@ -211,20 +212,24 @@ static uint32_t make(uintptr_t key)
  * Two threads may cache the same rule in both ways: harmless. A rule computed while another thread flushes must not
  * survive: the flush bumps the epoch and then clears, we store and then look at the epoch.
  */
-uint32_t unwind_rule_make(uintptr_t key)
+uint64_t unwind_rule_make(uintptr_t key)
 {
-    uint32_t epoch = __atomic_load_n(&unwind_epoch_now, __ATOMIC_SEQ_CST);
-    uint32_t rule = make(key);
-    if (key >= UNWIND_USER_LIMIT)
-        return rule;
     uint64_t hash = unwind_hash(key);
-    struct unwind_bucket *bucket = &unwind_cache[hash >> 32];
-    uint64_t entry = hash << 32 | rule, old = __atomic_load_n(&bucket->entry[0], __ATOMIC_RELAXED);
-    __atomic_store_n(&bucket->entry[1], old, __ATOMIC_SEQ_CST);
-    __atomic_store_n(&bucket->entry[0], entry, __ATOMIC_SEQ_CST);
+    uint64_t *first = &unwind_cache[hash >> 49], *second = first + UNWIND_PLACES;
+    uint64_t old = __atomic_load_n(second, __ATOMIC_RELAXED);
+    if (key < UNWIND_USER_LIMIT && (uint32_t)old == (uint32_t)(hash >> 17) && old >> 32 != 0)
+        return old;
+    uint32_t epoch = __atomic_load_n(&unwind_epoch_now, __ATOMIC_SEQ_CST);
+    uint64_t rule = make(key);
+    if (UNWIND_RULE_KIND(rule) == UNWIND_NONE)
+        return rule;
+    rule |= (uint32_t)(hash >> 17);
+    old = __atomic_load_n(first, __ATOMIC_RELAXED);
+    __atomic_store_n(second, old, __ATOMIC_SEQ_CST);
+    __atomic_store_n(first, rule, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&unwind_epoch_now, __ATOMIC_SEQ_CST) != epoch) {
-        __atomic_store_n(&bucket->entry[1], 0, __ATOMIC_SEQ_CST);
-        __atomic_store_n(&bucket->entry[0], 0, __ATOMIC_SEQ_CST);
+        __atomic_store_n(second, 0, __ATOMIC_SEQ_CST);
+        __atomic_store_n(first, 0, __ATOMIC_SEQ_CST);
     }
     return rule;
 }
@@ -234,10 +239,9 @@ void unwind_flush(void)
     __atomic_add_fetch(&unwind_epoch_now, 1, __ATOMIC_SEQ_CST);
     if (unwind_cache == NULL)
         return;
-    for (unsigned i = 0; i < UNWIND_BUCKETS; i++)
-        for (int way = 0; way < 2; way++)
-            if (__atomic_load_n(&unwind_cache[i].entry[way], __ATOMIC_RELAXED) != 0)
-                __atomic_store_n(&unwind_cache[i].entry[way], 0, __ATOMIC_SEQ_CST);
+    for (unsigned i = 0; i < 2 * UNWIND_PLACES; i++)
+        if (__atomic_load_n(&unwind_cache[i], __ATOMIC_RELAXED) != 0)
+            __atomic_store_n(&unwind_cache[i], 0, __ATOMIC_SEQ_CST);
 }
 
 /* ---- the guess ---------------------------------------------------------------------------------------------------- */

@@ -3,7 +3,7 @@
  *
  *   unwind_find.c   pc -> the module's unwind table -> FDE
  *   unwind_cfi.c    FDE -> row (how CFA and registers are found at that pc); DWARF expressions
- *   unwind.c        row -> 32-bit rule, cached for all threads; steps by rule (fast) and by row (full); safe reads
+ *   unwind.c        row -> rule, cached for all threads; steps by rule (fast) and by row (full); safe reads
  *
  * A frame is named by its `key`: the return address, or pc + 1 for a frame that a signal interrupted. In both cases
  * key - 1 lies inside the instruction that is executing, and that is what gets looked up.
@@ -49,20 +49,25 @@ static inline bool unwind_read(struct unwind_memory *memory, uintptr_t address, 
         *value = unwind_word(address);
         return true;
     }
-    return unwind_read_slow(memory, address, value);
+    uint64_t word; /* its address leaves, so that that of *value need not: the caller's can stay in a register */
+    bool success = unwind_read_slow(memory, address, &word);
+    if (success)
+        *value = word;
+    return success;
 }
 
 /* ---- rules: a step that needs rsp and rbp only --------------------------------------------------------------- */
 
 /*
- *      31     27 26      19 18                3 2    0
- *     | 0 ..... | rbp slot |      offset       | kind |
+ *      63          48 47        40 39    35 34  32 31              0
+ *     |   offset     |  rbp slot  |    0   | kind |      tag        |
  *
- *   offset    signed, in words of 8 bytes
+ *   offset    signed, in words of 8 bytes: one arithmetic shift away
  *   rbp slot  n: the caller's rbp lies at CFA - 8n; 0: rbp is not touched. Return address at CFA - 8 always.
+ *   tag       the cache's, below
  */
 enum unwind_kind {
-    UNWIND_NONE = 0,   /* an empty cache entry; never a rule */
+    UNWIND_NONE = 0,   /* no way up: the key is no address of the program */
     UNWIND_SP = 1,     /* CFA = rsp + 8 * offset */
     UNWIND_BP = 2,     /* CFA = rbp + 8 * offset */
     UNWIND_DRAP = 3,   /* CFA = [rbp + 8 * offset], the caller's rbp at [rbp]: gcc's realigned stacks */
@@ -72,41 +77,38 @@ enum unwind_kind {
     UNWIND_FULL = 7    /* anything else: needs unwind_step_full */
 };
 
-#define UNWIND_RULE_KIND(rule)   ((enum unwind_kind)((rule) & 7u))
-#define UNWIND_RULE_OFFSET(rule) ((int64_t)(int16_t)((rule) >> 3) * 8)
-#define UNWIND_RULE_BP(rule)     (((rule) >> 19) & 0xffu)
+#define UNWIND_RULE_KIND(rule)   ((enum unwind_kind)((rule) >> 32 & 7))
+#define UNWIND_RULE_OFFSET(rule) (((int64_t)(rule) >> 48) * 8)
+#define UNWIND_RULE_BP(rule)     ((rule) >> 40 & 0xff)
 
 /* Where the kernel's signal frame keeps registers, from rsp in the restorer: struct ucontext (40 bytes) + sigcontext. */
 enum { UNWIND_SIGNAL_BP = 120, UNWIND_SIGNAL_SP = 160, UNWIND_SIGNAL_PC = 168 };
 
 /*
- * The cache: 2^15 buckets of two entries {tag 32, rule 32}. The key (47 bits) is multiplied by an odd number modulo
- * 2^47, which loses nothing: 15 bits choose the bucket, 32 bits are the tag, so a hit is exact. Entries are written
- * whole, by anyone, at any time.
+ * The cache: two ways of 2^15 rules. The key (47 bits) is multiplied by an odd number modulo 2^47 (in the upper bits of a
+ * word, whence the shift), which loses nothing: 15 bits choose the place, 32 bits are the tag, so a hit is exact. Rules are
+ * written whole, by anyone, at any time; 0 is a free place.
  */
-#define UNWIND_BUCKETS (1u << 15)
-struct unwind_bucket { uint64_t entry[2]; };
-extern struct unwind_bucket *unwind_cache;
+#define UNWIND_PLACES (1u << 15)
+#define UNWIND_CACHE_BYTES (2 * UNWIND_PLACES * sizeof(uint64_t))
+extern uint64_t *unwind_cache;
 extern uint32_t unwind_epoch_now;
 
-/* Looks the rule up in the unwind tables and caches it. Never UNWIND_NONE. Some 200 ns and up. */
-uint32_t unwind_rule_make(uintptr_t key);
+/* Looks the rule up in the second way, then in the unwind tables, and caches it. 200 ns and up. */
+uint64_t unwind_rule_make(uintptr_t key);
 
 static inline uint64_t unwind_hash(uintptr_t key)
 {
-    return (key * 0x9e3779b97f4a7c15ull) & (UNWIND_USER_LIMIT - 1);
+    return key * (0x9e3779b97f4a7c15ull << 17);
 }
 
 /* The rule for a frame. */
-static inline uint32_t unwind_rule(uintptr_t key)
+static inline uint64_t unwind_rule(uintptr_t key)
 {
     uint64_t hash = unwind_hash(key);
-    const struct unwind_bucket *bucket = &unwind_cache[hash >> 32];
-    for (int way = 0; way < 2; way++) {
-        uint64_t entry = __atomic_load_n(&bucket->entry[way], __ATOMIC_RELAXED);
-        if (__builtin_expect((uint32_t)(entry >> 32) == (uint32_t)hash && (uint32_t)entry != 0, 1))
-            return (uint32_t)entry;
-    }
+    uint64_t rule = __atomic_load_n(&unwind_cache[hash >> 49], __ATOMIC_RELAXED);
+    if (__builtin_expect((uint32_t)rule == (uint32_t)(hash >> 17) && rule >> 32 != 0 && key < UNWIND_USER_LIMIT, 1))
+        return rule;
     return unwind_rule_make(key);
 }
 
@@ -116,8 +118,8 @@ static inline uint32_t unwind_epoch(void)
     return __atomic_load_n(&unwind_epoch_now, __ATOMIC_RELAXED);
 }
 
-/* Once, before anything else, not from a signal handler; `memory` are zeroed bytes for the cache that are never freed
- * (UNWIND_BUCKETS buckets). */
+/* Once, before anything else, not from a signal handler; `memory` are UNWIND_CACHE_BYTES zeroed bytes for the cache that
+ * are never freed. */
 void unwind_init(void *memory);
 
 /* Code was unloaded (or loaded): forgets all rules and known modules, begins a new epoch. Any thread. */

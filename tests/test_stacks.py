@@ -20,7 +20,7 @@ from preload_spool import shim_library  # noqa: F401
 NATIVE = Path(__file__).parent / "native"
 PRELOAD = Path(__file__).parents[1] / "preload"
 PACKAGES = Path(__file__).parents[2] / "shared" / "glibc"
-UNWINDER = [PRELOAD / f"{name}.c" for name in ("stack", "stack_trie", "unwind", "unwind_cfi", "unwind_find")]
+UNWINDER = sorted([*PRELOAD.glob("stack*.c"), *PRELOAD.glob("unwind*.c")])
 OLD_LIBRARIES = ("libpthread.so.0", "libdl.so.2", "libc.so.6", "ld-linux-x86-64.so.2")
 WARN = ["-Wall", "-Wextra", "-Werror"]
 
