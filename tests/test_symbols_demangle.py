@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from symbols_programs import tool
 
+from heapledger.tracer.symbols import apart, rust
 from heapledger.tracer.symbols import demangle as demangle_module
-from heapledger.tracer.symbols import rust
+from heapledger.tracer.symbols.apart import Apart
 from heapledger.tracer.symbols.demangle import demangle
 
 # What c++filt shows, and addr2line -C and we do not: crates' disambiguators, the legacy hash, types of const arguments.
@@ -115,6 +116,75 @@ def base62(number: int) -> str:
         number //= 62
         if not number:
             return digits + "_"
+
+
+def exploding(levels: int) -> str:
+    """f(A<int, int>, A<A<int, int>, A<int, int>>, ...): each argument is a template of twice the one before it."""
+    name = "_Z1f1AIiiE"
+    for number in range(levels):
+        name += f"S_I{substitution(number)}{substitution(number)}E"
+    return name
+
+
+def substitution(number: int) -> str:
+    """The reference to the `number`th of those templates: `S_` is the template's name, A."""
+    return f"S{base36(number)}_"
+
+
+def base36(number: int) -> str:
+    digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return (base36(number // 36) if number >= 36 else "") + digits[number % 36]
+
+
+@pytest.mark.parametrize("levels", [1, 3, 8, 11])
+def test_the_growth_of_a_name_is_not_underestimated(levels: int) -> None:
+    name = exploding(levels)
+    (shown,) = cxxfilt([name])
+    assert len(shown) > 2**levels * 10
+    assert demangle_module.growth(name) >= len(shown)
+
+
+def test_no_exported_name_of_libstdcxx_is_longer_than_its_estimated_growth() -> None:
+    library = Path("/usr/lib/x86_64-linux-gnu/libstdc++.so.6")
+    if not library.exists():
+        pytest.skip("libstdc++ is not where Debian has it")
+    listing = subprocess.run([tool("nm"), "-D", "-p", str(library)], capture_output=True, text=True, check=True).stdout
+    names = sorted({w for line in listing.splitlines() if (w := line[19:].partition("@")[0]).startswith("_Z")})
+    readable = cxxfilt(names)
+    assert [n for n, shown in zip(names, readable, strict=True) if len(shown) > demangle_module.growth(n)] == []
+
+
+def test_a_name_that_may_grow_but_does_not_reads_as_in_cxxfilt() -> None:
+    name = "_Z1f1AIiiE" + "S0_" * 60
+    assert demangle_module.growth(name) > demangle_module.LIMIT_GROWTH
+    assert demangle(name) == cxxfilt([name])[0] == "f(A<int, int>" + ", A<int, int>" * 60 + ")"
+
+
+@pytest.mark.parametrize("levels", [14, 24, 60])
+def test_a_name_that_explodes_stays_mangled(levels: int) -> None:
+    """64 KB is little for a computer, 2 to the 60th is not."""
+    fresh = Apart(demangle_module.LIMIT_OUTPUT)
+    name = exploding(levels)
+    try:
+        assert fresh.demangle(name) is None
+        assert fresh.demangle("_Z1fv") == "f()"
+    finally:
+        fresh.close()
+
+
+def test_an_exploding_symbol_of_a_program_is_shown_as_it_is() -> None:
+    assert demangle(exploding(40)) == exploding(40)
+
+
+def test_after_some_names_that_end_the_process_others_are_not_tried() -> None:
+    fresh = Apart(demangle_module.LIMIT_OUTPUT)
+    try:
+        for _ in range(apart.LIMIT_FAILURES):
+            assert fresh.demangle(exploding(60)) is None
+        assert fresh.demangle("_Z1fv") is None
+        assert fresh.failures == apart.LIMIT_FAILURES
+    finally:
+        fresh.close()
 
 
 def test_very_long_names_stay_mangled() -> None:

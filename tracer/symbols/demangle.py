@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable
 from functools import cache, lru_cache
 
-from heapledger.tracer.symbols.rust import demangle_rust
+from heapledger.tracer.symbols import rust
+from heapledger.tracer.symbols.apart import Apart
 
-# Longer names are left mangled: libstdc++ takes stack in proportion to them.
-# Not bounded: what a C++ name made to expand turns into (nested substitutions double at every level, 230 characters
-# make 100 MB). libstdc++ has no limit to set. Rust names are bounded in `rust.py`.
+# Longer names are left mangled: libstdc++ takes stack in proportion to them; and so are names that turn out longer.
 LIMIT_CHARACTERS = 16_384
+LIMIT_OUTPUT = rust.LIMIT_OUTPUT
+# Names that may become longer than this are demangled in a process apart, which costs 30 ms once. Of 190,000 symbols of
+# node, LLVM, cc1plus and libstdc++ these are 64.
+LIMIT_GROWTH = 16 << 20
+# What stands for an earlier part of the name: substitutions, template parameters, packs, constructors.
+REFERENCE = re.compile(r"[ST][0-9A-Z]*_|[CD][0-9]|D[pP]|s[pZP]")
+# What one character without reference can become: `Ss` is std::basic_string<char, std::char_traits<char>, ...>.
+LONGEST = 40
+
+
+def growth(name: str) -> float:
+    """An upper bound of the characters that a mangled C++ name may turn into.
+
+    `n` references multiply at most by 3 ** (n / 3): in `k` generations, each of which stands `n / k` times in the next,
+    by `(n / k) ** k`, and that is largest for 3 in each.
+    """
+    return LONGEST * float(len(name)) * 3.0 ** min(len(REFERENCE.findall(name)) / 3, 100.0)
 
 
 @cache
@@ -45,6 +62,11 @@ def _cxx() -> Callable[[str], str] | None:
     return demangle_one
 
 
+@cache
+def _apart() -> Apart:
+    return Apart(LIMIT_OUTPUT)
+
+
 @lru_cache(maxsize=65_536)
 def demangle(name: str) -> str:
     """The name as a programmer wrote it; `name` itself where it is not mangled, or wrongly.
@@ -54,8 +76,11 @@ def demangle(name: str) -> str:
     """
     if len(name) > LIMIT_CHARACTERS or not name.startswith(("_Z", "_R")):
         return name
-    rust = demangle_rust(name)
-    if rust is not None:
-        return rust
+    readable = rust.demangle_rust(name)
+    if readable is not None:
+        return readable
     cxx = _cxx() if name.startswith("_Z") and "\0" not in name else None
-    return cxx(name) if cxx is not None else name
+    if cxx is None:
+        return name
+    readable = cxx(name) if growth(name) <= LIMIT_GROWTH else _apart().demangle(name)
+    return readable if readable is not None and len(readable) <= LIMIT_OUTPUT else name
