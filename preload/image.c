@@ -13,6 +13,7 @@
 #include "hooks.h"
 #include "loader.h"
 #include "modules.h"
+#include "sample.h"
 #include "spool_files.h"
 #include "stack.h"
 
@@ -45,17 +46,17 @@ static const char *after_prefix(const char *text, const char *prefix)
     return *prefix ? NULL : text;
 }
 
-static uint32_t parse_number(const char *text)
+static uint64_t parse_number(const char *text)
 {
     uint64_t value = 0;
-    while (*text >= '0' && *text <= '9' && value < 1u << 30)
+    while (*text >= '0' && *text <= '9' && value < 1ull << 60)
         value = value * 10 + (uint64_t)(*text++ - '0');
-    return (uint32_t)value;
+    return value;
 }
 
-static uint32_t clamp(uint32_t value, uint32_t low, uint32_t high)
+static uint32_t clamp(uint64_t value, uint32_t low, uint32_t high)
 {
-    return value < low ? low : value > high ? high : value;
+    return value < low ? low : value > high ? high : (uint32_t)value;
 }
 
 static void parse_option(const char *text)
@@ -71,6 +72,10 @@ static void parse_option(const char *text)
         hl_settings.quiet = parse_number(value) != 0;
     else if ((value = after_prefix(text, "free_stacks=")))
         hl_settings.free_stacks = parse_number(value) != 0;
+    else if ((value = after_prefix(text, "sample=")))
+        hl_settings.sample_bytes = parse_number(value);
+    else if ((value = after_prefix(text, "sample_seed=")))
+        hl_settings.sample_seed = parse_number(value);
 }
 
 static void parse_options(const char *text)
@@ -102,6 +107,8 @@ static void settings_read(void)
     }
     host_note_stderr();
     hl_settings.ready = true;
+    sample_init(hl_settings.sample_bytes, hl_settings.sample_seed);
+    hl_capture = hl_settings.enabled && hl_settings.sample_bytes ? HL_CAPTURE_SAMPLE : HL_CAPTURE_ALL;
 }
 
 /* ---- start ---- */
@@ -131,6 +138,7 @@ static void control_fill(struct hl_control *c, uint64_t start_break, const struc
     c->main_tid = (uint32_t)host_tid();
     c->self_low = low;
     c->self_high = high;
+    c->sample_bytes = hl_settings.sample_bytes;
     c->seq = 1;
     c->nodes = 1;
 }
@@ -146,6 +154,7 @@ static void forget_parent(void)
     record_forget();
     spool_forget();
     stack_fork_child();
+    sample_fork_child();
 }
 
 static void start_failed(int error)

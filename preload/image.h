@@ -42,6 +42,8 @@ struct hl_settings {
     bool quiet;
     bool left; /* image_leave has been called here or in a parent: files of ours may be out of reach */
     bool free_stacks;
+    uint64_t sample_bytes; /* 0: all is recorded */
+    uint64_t sample_seed;
     uint32_t hold_ms;
     uint32_t ring_slots;
     uint32_t depth;

@@ -112,6 +112,13 @@ void record_forget(void)
     hl_self = NULL;
 }
 
+/* Sees how far the collector is. */
+static void tail_look(struct hl_thread *t)
+{
+    t->tail_seen = __atomic_load_n(&t->ring->tail, __ATOMIC_ACQUIRE);
+    t->limit = t->tail_seen + t->capacity - HL_ROOM_OUTER;
+}
+
 static void thread_describe(struct hl_thread *t)
 {
     struct hl_ring *ring = t->ring;
@@ -120,7 +127,7 @@ static void thread_describe(struct hl_thread *t)
     t->last_tick = 0;
     t->coarse_seen = __atomic_load_n(&hl_control_page->coarse, __ATOMIC_RELAXED) - 1;
     t->flood_tail = ~0ull;
-    t->tail_seen = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);
+    tail_look(t);
     ring->tid = (uint32_t)t->tid;
     ring->thread = hl_image->threads++;
     ring->thread_pointer = (uint64_t)__builtin_thread_pointer();
@@ -230,7 +237,7 @@ static int wait_verdict(uint64_t waited_ns, uint64_t now_ns)
 
 static bool room_now(struct hl_thread *t, uint32_t n, uint32_t margin)
 {
-    t->tail_seen = __atomic_load_n(&t->ring->tail, __ATOMIC_ACQUIRE);
+    tail_look(t);
     return t->ring->head + n + margin - t->tail_seen <= t->capacity;
 }
 
@@ -280,7 +287,7 @@ void record_time(struct hl_thread *t, uint64_t tick)
     put(&slot[0], w0);
 }
 
-bool record_late(struct hl_event *e, uint64_t word, uint64_t seq_exit)
+bool record_late(const struct hl_event *e, uint64_t word, uint64_t seq_exit)
 {
     uint64_t w0, *slot = take_slot(e->thread, &w0, HL_LATE);
     if (!slot) {
@@ -294,7 +301,7 @@ bool record_late(struct hl_event *e, uint64_t word, uint64_t seq_exit)
     return true;
 }
 
-void record_extend(struct hl_event *e, const struct hl_values *v)
+void record_extend(const struct hl_event *e, const struct hl_values *v)
 {
     for (uint32_t i = 1; i < e->slots; i++) {
         uint64_t head = e->head + i, *slot = record_slot(e->thread, head);
@@ -330,6 +337,47 @@ void record_nested(struct hl_thread *t, uintptr_t sp)
     t->depth = depth;
 }
 
+bool record_reserve(struct hl_event *e, struct hl_thread *t, uint32_t slots, uintptr_t sp)
+{
+    if (t->depth)
+        record_nested(t, sp);
+    if (t->ring->head + slots > t->limit && !record_room(t, slots, t->depth ? HL_ROOM_NESTED : HL_ROOM_OUTER))
+        return false;
+    uint64_t tick = record_tick(t, t->ring->head, slots);
+    record_number(e, t, slots, t->depth, sp, tick);
+    return true;
+}
+
+void record_result_late(const struct hl_event *e, uint64_t addr, uint64_t excess, uint64_t word, uint64_t seq_exit)
+{
+    if (!record_late(e, word, seq_exit)) {
+        record_close(e, 0);
+        return;
+    }
+    uint64_t span = seq_exit - e->seq;
+    excess = excess >= HL_EXCESS_LATE ? HL_EXCESS_LATE : excess;
+    put(&e->slot[1], excess << 48 | (addr & HL_ADDR_MASK));
+    record_close(e, span >= HL_SPAN_FITS ? HL_SPAN_LATE : span);
+}
+
+void record_result(const struct hl_event *e, uint64_t addr, uint64_t excess, uint64_t word)
+{
+    record_leave(e, addr, excess, word);
+}
+
+void record_result_free(struct hl_event *e, uint64_t addr, uint64_t word)
+{
+    struct hl_values v = {.size = word};
+    if (!record_may_close(e)) {
+        record_abandon(e);
+        return;
+    }
+    record_extend(e, &v);
+    put(&e->slot[2], word >= HL_SIZE_EXT ? HL_SIZE_EXT : word);
+    e->w0 = (e->w0 & ~63ull) | HL_FREE;
+    record_leave(e, addr, 0, 0);
+}
+
 /* ---- whole events ---- */
 
 static uint64_t short_size(uint64_t size, uint32_t exts)
@@ -348,7 +396,7 @@ bool record_call_begin(struct hl_event *e, unsigned kind, uint32_t exts, uint32_
     return true;
 }
 
-void record_abandon(struct hl_event *e)
+void record_abandon(const struct hl_event *e)
 {
     if (!*hl_live)
         return;
@@ -363,7 +411,7 @@ void record_call_end(struct hl_event *e, const struct hl_values *v)
         return;
     }
     uint64_t seq_exit = record_seq(), span = seq_exit - e->seq;
-    if (span >= HL_SPAN_LATE)
+    if (span >= HL_SPAN_FITS)
         span = record_late(e, 0, seq_exit) ? HL_SPAN_LATE : 0;
     record_extend(e, v);
     put(&e->slot[1], v->addr & HL_ADDR_MASK);

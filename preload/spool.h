@@ -48,6 +48,14 @@
  *   w0 = 00000007 00000381   (stack 7 | span 1 << 9 | done | lap | kind 1)
  *   w1 = 0001 55d0c0de02a0   (word 0x21 - HL_CHUNK(24) 0x20 = 1)   w2 = 0000 000000000018   w3 = tick << 40 | 5
  *
+ * Sampling. With sample_bytes above 0 an allocation of s bytes is recorded with probability 1 - exp(-s / sample_bytes), each by
+ * itself (sample.h), and FREE only for blocks that were. A realloc is an end and a birth, either in the sample or not:
+ *   old, new in it   HL_REALLOC as ever
+ *   only the old     HL_FREE of it, from before the real call to after it; its HL_EXT slot is all zeros (or has the size)
+ *   only the new     HL_REALLOC with arg 0: where it was before is not known (or it was nowhere)
+ *   old, and failed  HL_REALLOC with addr 0, as ever: the old block lives on
+ * All other kinds are recorded as ever.
+ *
  * Time. Reading the TSC costs more than all the rest of a slot, so the owner reads it only for the first event of a thread, for
  * one that touches a slot whose number is 7 (mod 8), and where control.coarse is not what it was at its last reading (every
  * time while that is 0: nobody keeps it). Other events repeat the tick of the one before them in their ring. So an event's time

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from preload_spool import Recorded, Run, Shim, shim, shim_library  # noqa: F401
+from preload_spool import Recorded, Run, Shim, build_shim, shim, shim_library  # noqa: F401
 
 from heapledger.store.events import Kind
 
@@ -65,6 +65,30 @@ def test_without_stacks_of_frees_all_others_keep_theirs(shim: Shim, program: Pat
     assert moved != 0
     assert not image.of(Kind.FREE).stack.any()
     assert image.of(Kind.MALLOC).stack.all()
+
+
+# ---- exits
+
+
+def test_an_exit_far_behind_its_entry_has_a_slot_of_its_own(
+    shim: Shim,  # noqa: F811
+    native: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    # Really far is 2**23 numbers; in this build each exit is.
+    far_folder = tmp_path / "far"
+    far_folder.mkdir()
+    far = Shim(build_shim(far_folder, "-DHL_SPAN_FITS=1"), far_folder)
+    argv = (native("shim_process.c", "-O1", "-lpthread", "-ldl"), "many")
+    near, image = shim.run(*argv).first, far.run(*argv).first
+    near.check()
+    image.check()
+    events = image.events
+    assert (events.seq_exit[:-1] - events.seq[:-1] == near.events.seq_exit[:-1] - near.events.seq[:-1]).all()
+    for name in ("kind", "size", "word"):
+        assert np.array_equal(getattr(events, name)[1:], getattr(near.events, name)[1:]), name
+    assert image.rings[0].get("head") >= 2 * len(events)
+    far.run(native("sampled.c", "-O1", "-lpthread"), "threads").first.check()
 
 
 # ---- the clock

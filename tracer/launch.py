@@ -51,6 +51,8 @@ class RunOptions:
     quiet: bool = False
     depth: int = 128
     free_stacks: bool = True
+    sample_bytes: int = 0
+    sample_seed: int = 0
     ring_slots: int = 32768
     keep_spool: bool = False
 
@@ -238,7 +240,8 @@ class _Run:
     def _spawn(self) -> int:
         preload = {"hold_ms": int(self.options.hold * 1000), "ring_slots": self.options.ring_slots}
         stacks = {"depth": self.options.depth, "free_stacks": int(self.options.free_stacks)}
-        settings = {**preload, **stacks, "quiet": int(self.options.quiet)}
+        sample = {"sample": self.options.sample_bytes, "sample_seed": self.options.sample_seed}
+        settings = {**preload, **stacks, **sample, "quiet": int(self.options.quiet)}
         variables = environment.for_target(
             environment.of_caller(),
             library=_library_for(self.spool),

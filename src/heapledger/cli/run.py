@@ -6,12 +6,29 @@ from pathlib import Path
 
 import click
 
+#: Far above any heap, and what the shim's arithmetic holds.
+_MOST_SAMPLE_BYTES = 1 << 40
+
+
+def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
+    """4096, 512K, 1M, 2G (powers of 1024) as a number; 0 for none given."""
+    if value is None:
+        return 0
+    text = value.upper().removesuffix("B").removesuffix("I")
+    shift = {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
+    digits = text[:-1] if shift else text
+    if not (digits.isascii() and digits.isdigit()) or not 1 <= int(digits) << shift <= _MOST_SAMPLE_BYTES:
+        raise click.BadParameter(f"{value!r} is not a number of bytes such as 4096, 512K or 1M", context, parameter)
+    return int(digits) << shift
+
+
 _EPILOG = """\
 \b
 Examples:
   heapledger run ls -l
   heapledger run -o json.heapledger -- python3 work.py --size 10
   heapledger run --snapshot-every 1 -- ./server
+  heapledger run --sample 512K -- ./server
 
 The exit status is the program's own; killed by a signal, heapledger dies by the same one. Its input, output and
 terminal are the program's; heapledger's own few lines go to stderr.
@@ -59,6 +76,14 @@ starts are traced too."""
     "--depth", type=click.IntRange(1, 4096), default=128, show_default=True, help="Frames kept of a call stack."
 )
 @click.option("--no-free-stacks", is_flag=True, help="No call stacks of free: a smaller trace, and less time.")
+@click.option(
+    "--sample",
+    callback=_bytes,
+    default=None,
+    metavar="BYTES",
+    help="Record allocations by chance, one in BYTES (512K, 1M) on average: cheap; what is shown are estimates.",
+)
+@click.option("--sample-seed", type=click.IntRange(0), default=0, hidden=True)
 @click.option("--no-residency", is_flag=True, help="No snapshots of pages (no ledger).")
 @click.option("--no-peak", is_flag=True, help="No snapshot at the highest RSS.")
 @click.option("--no-symbols", is_flag=True, help="Do not resolve function names.")
@@ -73,6 +98,8 @@ def command(
     hold: float,
     depth: int,
     no_free_stacks: bool,
+    sample: int,
+    sample_seed: int,
     no_residency: bool,
     no_peak: bool,
     no_symbols: bool,
@@ -92,6 +119,8 @@ def command(
             hold=hold,
             depth=depth,
             free_stacks=not no_free_stacks,
+            sample_bytes=sample,
+            sample_seed=sample_seed,
             residency=not no_residency,
             peaks=not no_peak,
             symbols=not no_symbols,

@@ -39,6 +39,11 @@ before, but is never more than about a millisecond old. `stack` is the id of the
 caller of every malloc, free and their kin, and of mmap, mremap, brk and sbrk; frees have none in a trace made with
 `--no-free-stacks`, nor has what imports record without.
 `thread` is the thread's number within the process (0 is the main thread).
+
+In a sampled process (`sample_bytes` B above 0) an allocation of s requested bytes is here with probability
+p = 1 - exp(-s/B), independently of all others, and stands for 1/p of its kind; one of no bytes never is. A FREE is
+here if its block is. REALLOC asks for each of its blocks: with only the new one in the sample `arg` and `arg2` are 0,
+whatever the old one was; with only the old one it is a FREE, unless it failed. All other kinds are here always.
 """
 
 from __future__ import annotations
