@@ -37,7 +37,7 @@ static void numbers_begin(void)
 {
     uint64_t thread = __atomic_fetch_add(&threads_seen, 1, __ATOMIC_RELAXED);
     uint64_t chance = host_tsc() ^ (uint64_t)__builtin_thread_pointer();
-    numbers = first_number ? first_number + (thread << 32) : chance ^ (uint64_t)host_pid() << 40 ^ thread << 20;
+    numbers = first_number ? first_number + (thread << 32) : chance ^ thread << 40;
     numbers = number_next();
     numbers_state = NUMBERS_READY;
 }
