@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -28,7 +29,7 @@ def growth(name: str) -> float:
     `n` references multiply at most by 3 ** (n / 3): in `k` generations, each of which stands `n / k` times in the next,
     by `(n / k) ** k`, and that is largest for 3 in each.
     """
-    return LONGEST * float(len(name)) * 3.0 ** min(len(REFERENCE.findall(name)) / 3, 100.0)
+    return LONGEST * len(name) * math.pow(3, min(len(REFERENCE.findall(name)) / 3, 100))
 
 
 @cache
