@@ -410,7 +410,7 @@ FULL_CPYTHON = ("test_json", "test_threading", "test_subprocess", "test_multipro
 
 def quick() -> Iterator[Suite]:
     """What CI runs; of CPython what does not sleep for seconds or run a second time in another way."""
-    slow = ("*NoPoll*", "*imeout*", "*repeated_call_after*", "*_dead", "*pass_fds*", "*shutdown*")
+    slow = ("*.ProcessTestCase*", "*imeout*", "*repeated_call_after*", "*_dead", "*pass_fds*", "*shutdown*")
     yield cpython("test_json", "test_threading", "test_subprocess", ignored=slow)
     yield sqlite(40_000)
     yield redis(3_000)
