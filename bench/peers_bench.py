@@ -64,6 +64,9 @@ class Figures:
     cpu: float
     bytes_on_disk: int = 0
     peak_bytes: int = 0
+    #: Of heapledger's collector alone, by its own count: seconds of CPU, RSS at its peak.
+    collector_cpu: float = 0
+    collector_peak_bytes: int = 0
 
 
 class RunFailedError(Exception):
@@ -173,6 +176,8 @@ class Tool:
     bounded: bool = False
     #: From stderr and the folder: why the run does not count, or "".
     fault: Callable[[str, Path], str] = lambda errors, folder: ""
+    #: Adds what only this tool's files tell.
+    look: Callable[[Figures, Path], None] = lambda figures, folder: None
 
 
 def option_known(option: str) -> bool:
@@ -231,7 +236,11 @@ def ours(name: str, *options: str) -> Tool:
         lost = info_of(folder / "t.heapledger")["lost"]
         return f"{lost:,} events lost" if lost else ""
 
-    return Tool(name, prefix, fault=fault)
+    def look(figures: Figures, folder: Path) -> None:
+        collector = info_of(folder / "t.heapledger")["collector"]
+        figures.collector_cpu, figures.collector_peak_bytes = collector["cpu_s"], collector["peak_rss_bytes"]
+
+    return Tool(name, prefix, fault=fault, look=look)
 
 
 def needs(command: str) -> str:
@@ -378,6 +387,7 @@ def run_one(tool: Tool, program: Program, *, timeout: float, memory_bytes: int) 
         figures, errors = measure(traced, timeout=timeout, memory_bytes=memory_bytes if tool.bounded else 0)
         if fault := tool.fault(errors, folder):
             raise RunFailedError(fault)
+        tool.look(figures, folder)
         figures.bytes_on_disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         return figures
 
@@ -448,6 +458,8 @@ class Line:
     of_reference: float | None = None
     bytes_an_event: float | None = None
     peak_mb: float | None = None
+    collector_cpu_s: float | None = None
+    collector_peak_mb: float | None = None
 
 
 def lines_of(rows: list[Row], start_up_cpu: dict[str, float]) -> list[Line]:
@@ -464,6 +476,9 @@ def lines_of(rows: list[Row], start_up_cpu: dict[str, float]) -> list[Line]:
         line.peak_mb = row.median("peak_bytes") / 1e6
         if row.tool == UNTRACED:
             continue
+        if row.median("collector_cpu"):
+            line.collector_cpu_s = row.median("collector_cpu")
+            line.collector_peak_mb = row.median("collector_peak_bytes") / 1e6
         added = line.cpu_s - row.base_median("cpu")
         line.added_ns = added / row.events * 1e9
         if row.tool in start_up_cpu:
@@ -500,6 +515,8 @@ def markdown(lines: list[Line], *, start_up: bool) -> Iterable[str]:
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for line in lines:
         note = line.note or ("reduced" if line.reduced else "")
+        if line.collector_cpu_s:
+            note = f"collector: {line.collector_cpu_s:.2f} s, {line.collector_peak_mb:.0f} MB"
         cells = [
             line.tool,
             shown(line.wall_s, digits=2),
