@@ -355,3 +355,47 @@ cdef class Table:
 
     def allocated(self):
         return (self.allocated_blocks, self.allocated_bytes), [self.allocated_weights[j] for j in range(4)]
+
+
+def newest(const uint64_t[::1] start, const uint64_t[::1] end, const uint64_t[::1] number):
+    """As `lifetimes.plain_newest`."""
+    cdef Py_ssize_t i, k, m, j, top = 0, count = start.shape[0]
+    kept = np.ones(count, np.uint8)
+    cdef uint8_t[::1] keep = kept
+    cdef int64_t[::1] stack = np.empty(count + 1, np.int64)
+    cdef bint hidden
+    for i in range(count):
+        while top and end[stack[top - 1]] <= start[i]:
+            top -= 1
+        if top and number[stack[top - 1]] > number[i]:
+            keep[i] = 0
+        hidden = False
+        k = top
+        while k and number[stack[k - 1]] > number[i]:
+            k -= 1
+            if end[stack[k]] >= end[i]:
+                hidden = True
+                break
+        if hidden:
+            continue
+        m = k
+        while m and end[stack[m - 1]] <= end[i]:
+            m -= 1
+        if m == k:
+            for j in range(top, k, -1):
+                stack[j] = stack[j - 1]
+            top += 1
+        else:
+            for j in range(k, top):
+                stack[m + 1 + j - k] = stack[j]
+            top -= k - m - 1
+        stack[m] = i
+    top = 0
+    for i in range(count):
+        while top and number[stack[top - 1]] < number[i]:
+            top -= 1
+            if start[i] < end[stack[top]]:
+                keep[stack[top]] = 0
+        stack[top] = i
+        top += 1
+    return kept

@@ -30,6 +30,7 @@ _HOLE = {
     "reclaimable_bytes": int,
     "held_by": str,
     "pin": _PIN,
+    "freed": [(int, int, int)],
 }
 _EXAMPLE = {"seq": int, "kind": int, "expected": int, "observed": int, "reason": str}
 _AGREEMENT = (
@@ -98,6 +99,8 @@ HOLES = {
     "holes": [_HOLE],
     "top": Optional_(_HOLE),
     "break_pin": _PIN,
+    "freed": [(int, int, int)],
+    "places": [_PLACE],
     "pins": [{"stack": _STACK, "holes": int, "bytes": int, "resident_bytes": int, "reclaimable_bytes": int}],
 }
 LEAKS = {

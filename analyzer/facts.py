@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heapledger.analyzer.glibc.states import ChunkState
-from heapledger.analyzer.holes import Hole, Holes, Pin
+from heapledger.analyzer.holes import Freed, Hole, Holes, Pin
 from heapledger.analyzer.kernel.maps_check import MapsCheck
 from heapledger.analyzer.kernel.vma import Vma
 from heapledger.analyzer.leaks.not_freed import NotFreed
@@ -203,16 +203,19 @@ def sampled_figures(live: LiveTable, sample_bytes: int) -> dict[str, Any]:
 
 
 def holes_fact(holes: Holes, own_since: Sequence[int], names: Names) -> dict[str, Any]:
+    places = _Places(names.sites(0))
     return {
+        "freed": places(holes.freed),
         "count": holes.count,
         "total_bytes": holes.total_bytes,
         "total_resident_bytes": holes.total_resident_bytes,
         "total_reclaimable_bytes": holes.total_reclaimable_bytes,
         "holes_below_pin_bytes": holes.holes_below_pin_bytes,
-        "holes": [_hole(h, own_since) for h in holes.holes],
-        "top": _hole(holes.top, own_since) if holes.top else None,
+        "holes": [_hole(h, own_since, places) for h in holes.holes],
+        "top": _hole(holes.top, own_since, places) if holes.top else None,
         "break_pin": _pin(holes.break_pin, own_since),
         "pins": _pins_by_site(holes, own_since, names),
+        "places": places.rows,
     }
 
 
@@ -220,17 +223,43 @@ def _pins_by_site(holes: Holes, own_since: Sequence[int], names: Names) -> list[
     """Pins summed by call site, the most resident bytes first; each with the stack that pins most."""
     merged: dict[str, dict[str, Any]] = {}
     fields = ("holes", "bytes", "resident_bytes", "reclaimable_bytes")
-    for pinned in holes.pins:
-        stack = [origin_of(pinned.time, own_since), pinned.stack]
-        site = merged.setdefault(
-            site_name(names.each_frame(stack[0], stack[1])), {"stack": stack, **dict.fromkeys(fields, 0)}
-        )
+    stacks = np.array([pinned.stack for pinned in holes.pins], np.uint32)
+    origins = [origin_of(pinned.time, own_since) for pinned in holes.pins]
+    words = {origin: names.sites(origin).of(stacks).tolist() for origin in set(origins)}
+    for i, (pinned, origin) in enumerate(zip(holes.pins, origins, strict=True)):
+        name = site_words(names.sites(origin).frames[words[origin][i]])["name"]
+        site = merged.setdefault(name, {"stack": [origin, pinned.stack], **dict.fromkeys(fields, 0)})
         for field in fields:
             site[field] += getattr(pinned, field)
     return sorted(merged.values(), key=lambda p: -p["resident_bytes"])[:MAX_SITES]
 
 
-def _hole(hole: Hole, own_since: Sequence[int]) -> dict[str, Any]:
+#: Places that freed what lies in the holes that are kept.
+MAX_PLACES = 1000
+
+
+class _Places:
+    """The call sites that freed what lies in holes: kept once, and meant by their position."""
+
+    def __init__(self, table: SiteTable) -> None:
+        self._table = table
+        self._numbers: dict[int, int] = {}
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, freed: Sequence[Freed]) -> list[list[int]]:
+        """[place, blocks, bytes] of each; those beyond MAX_PLACES are left out."""
+        found = []
+        for f in freed:
+            if f.site not in self._numbers and len(self.rows) < MAX_PLACES:
+                self._numbers[f.site] = len(self.rows)
+                frame = self._table.frames[f.site]
+                self.rows.append({**site_words(frame), "stack": [0, self._table.example(f.site)]})
+            if f.site in self._numbers:
+                found.append([self._numbers[f.site], f.blocks, f.bytes])
+        return found
+
+
+def _hole(hole: Hole, own_since: Sequence[int], places: _Places) -> dict[str, Any]:
     return {
         "kind": hole.kind,
         "address": hole.address,
@@ -239,6 +268,7 @@ def _hole(hole: Hole, own_since: Sequence[int]) -> dict[str, Any]:
         "reclaimable_bytes": hole.reclaimable_bytes,
         "held_by": hole.held_by,
         "pin": _pin(hole.pin, own_since),
+        "freed": places(hole.freed),
     }
 
 

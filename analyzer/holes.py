@@ -17,11 +17,14 @@ import numpy.typing as npt
 from heapledger.analyzer.glibc.states import ChunkState
 from heapledger.analyzer.kernel.residency import Residency
 from heapledger.analyzer.ledger import HeapState, whole_pages
+from heapledger.analyzer.lifetimes import Released
 
 Int64s = npt.NDArray[np.int64]
 
 #: What `malloc_trim(0)` leaves in the top: glibc's MINSIZE + 1 (glibc-malloc.md §8).
 _TOP_KEPT = 33
+#: Places that freed what lies in one hole that are kept.
+MAX_FREED_AT = 3
 _HELD_BY = {ChunkState.LIVE: "live", ChunkState.TCACHE: "tcache", ChunkState.FASTBIN: "fastbin", ChunkState.TOP: "top"}
 
 
@@ -46,6 +49,16 @@ class Hole:
     reclaimable_bytes: int
     held_by: str
     pin: Pin | None
+    freed: tuple[Freed, ...] = ()  #: who freed what lies in it, the most bytes first
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """Freed blocks in holes, by the call site (its number) that freed them. `bytes`: of their chunks."""
+
+    site: int
+    blocks: int
+    bytes: int
 
 
 @dataclass(slots=True)
@@ -61,6 +74,7 @@ class Holes:
     break_pin: Pin | None
     holes_below_pin_bytes: int
     pins: list[PinnedSite]
+    freed: list[Freed]  #: who freed what lies in all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +89,18 @@ class PinnedSite:
     reclaimable_bytes: int
 
 
-def find_holes(state: HeapState, residency: Residency, *, limit: int = 1000, page_size: int = 4096) -> Holes:
-    """The holes of the main heap; details of the `limit` largest. Cost O(chunks + runs log)."""
+def find_holes(
+    state: HeapState,
+    residency: Residency,
+    released: Released | None = None,
+    *,
+    limit: int = 1000,
+    page_size: int = 4096,
+) -> Holes:
+    """The holes of the main heap; details of the `limit` largest. Cost O(chunks + runs log).
+
+    `released`: the blocks that are no more, for who freed what lies in the holes.
+    """
     table = state.chunks
     starts, ends, last = _runs(
         table.state == ChunkState.FREE, table.start.astype(np.int64), table.size.astype(np.int64)
@@ -86,6 +110,7 @@ def find_holes(state: HeapState, residency: Residency, *, limit: int = 1000, pag
     reclaimable = residency.between(low, high)
     pin_index = _next_live(table.state == ChunkState.LIVE, last)
     order = np.lexsort((starts, -(ends - starts), -resident))[:limit]
+    freed, freed_in = _freed(released, starts, ends, order) if released is not None else ([], {})
     holes = [
         Hole(
             "hole",
@@ -95,6 +120,7 @@ def find_holes(state: HeapState, residency: Residency, *, limit: int = 1000, pag
             int(reclaimable[i]),
             _held_by(state, int(last[i])),
             _pin(state, int(pin_index[i])),
+            freed_in.get(i, ()),
         )
         for i in order.tolist()
     ]
@@ -111,7 +137,39 @@ def find_holes(state: HeapState, residency: Residency, *, limit: int = 1000, pag
         break_pin=_pin(state, last_live),
         holes_below_pin_bytes=int((ends - starts)[below].sum()),
         pins=_by_site(state, pin_index, ends - starts, resident, reclaimable),
+        freed=freed,
     )
+
+
+def _freed(
+    released: Released, starts: Int64s, ends: Int64s, wanted: npt.NDArray[np.intp]
+) -> tuple[list[Freed], dict[int, tuple[Freed, ...]]]:
+    """Who freed what lies in all holes, and in each of the `wanted` ones (by index).
+
+    A block lies in a hole if its chunk does, all of it, and no part of it has been another block since.
+    """
+    chunk = released.address.astype(np.int64) - 16
+    hole = np.searchsorted(starts, chunk, side="right") - 1
+    inside = hole >= 0
+    inside[inside] = chunk[inside] + released.chunk_size[inside].astype(np.int64) <= ends[hole[inside]]
+    last = released.take(inside).newest()
+    hole = np.searchsorted(starts, last.address.astype(np.int64) - 16, side="right") - 1
+    everything = _freed_by(last.released_by, last.chunk_size.astype(np.int64))
+    each = {}
+    low, high = np.searchsorted(hole, wanted, side="left"), np.searchsorted(hole, wanted, side="right")
+    for i, begin, end in zip(wanted.tolist(), low.tolist(), high.tolist(), strict=True):
+        if begin < end:
+            part = slice(begin, end)
+            each[i] = tuple(_freed_by(last.released_by[part], last.chunk_size[part].astype(np.int64))[:MAX_FREED_AT])
+    return everything, each
+
+
+def _freed_by(sites: npt.NDArray[np.uint32], sizes: Int64s) -> list[Freed]:
+    """Blocks summed by call site, the most bytes first."""
+    found, index, blocks = np.unique(sites, return_inverse=True, return_counts=True)
+    total = np.bincount(index, weights=sizes, minlength=len(found))
+    order = np.argsort(-total, kind="stable")
+    return [Freed(int(found[i]), int(blocks[i]), int(total[i])) for i in order.tolist()]
 
 
 def _runs(free: npt.NDArray[np.bool_], start: Int64s, size: Int64s) -> tuple[Int64s, Int64s, npt.NDArray[np.intp]]:

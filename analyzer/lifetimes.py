@@ -66,6 +66,43 @@ class Released:
     number: npt.NDArray[np.uint64]
     released_by: npt.NDArray[np.uint32]
 
+    def take(self, index: npt.NDArray[np.bool_]) -> Released:
+        return Released(*(getattr(self, name)[index] for name in self.__slots__))
+
+    def newest(self) -> Released:
+        """Those of which no part has been another block since: they do not overlap."""
+        columns = (self.address, self.address + self.chunk_size, self.number)
+        kept = plain_newest(*columns) if _lifetimes is None else _lifetimes.newest(*columns)
+        return self.take(kept.astype(np.bool_))
+
+
+def plain_newest(
+    start: npt.NDArray[np.uint64], end: npt.NDArray[np.uint64], number: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.uint8]:
+    """1 for each interval, by ascending start, that no interval of a higher number overlaps."""
+    keep = np.ones(len(start), np.uint8)
+    low, high, age = start.tolist(), end.tolist(), number.tolist()
+    # Of those that began before: the ones that are not both older and shorter than another, the newest (and first to
+    # end) last.
+    reaching: list[int] = []
+    for i in range(len(low)):
+        while reaching and high[reaching[-1]] <= low[i]:
+            reaching.pop()
+        if reaching and age[reaching[-1]] > age[i]:
+            keep[i] = 0
+        newer = [j for j in reaching if age[j] > age[i]]
+        if all(high[j] < high[i] for j in newer):
+            reaching = [j for j in reaching if age[j] < age[i] and high[j] > high[i]] + [i, *newer]
+    # Of those that begin later the next newer one tells: it begins first.
+    waiting: list[int] = []
+    for i in range(len(low)):
+        while waiting and age[waiting[-1]] < age[i]:
+            j = waiting.pop()
+            if low[i] < high[j]:
+                keep[j] = 0
+        waiting.append(i)
+    return keep
+
 
 class Lifetimes:
     """One process's blocks, fed with its events in order. Cost O(1) an event; memory 80 bytes a live block, and at
@@ -156,7 +193,7 @@ class Lifetimes:
         address, size, number, chunk, released_by = self._table.released()
         order = np.argsort(address, kind="stable")
         chunk &= ~np.uint64(7)
-        length = np.where(chunk > 0, chunk, size + np.uint64(8))
+        length = np.minimum(np.where(chunk > 0, chunk, size + np.uint64(8)), np.uint64(_SIZE_LIMIT))
         return Released(address[order], length[order], number[order], released_by[order])
 
 

@@ -46,7 +46,7 @@ from heapledger.store.pyramid import Pyramid
 from heapledger.store.reader import Trace
 
 #: Results made by another version are thrown away and made anew.
-ANALYZER_VERSION = "10"
+ANALYZER_VERSION = "11"
 #: The reason of the snapshot of the maps as the shim found them.
 START = "start"
 #: More snapshots on request than this are looked at only when asked for by id.
@@ -399,7 +399,7 @@ def _at_snapshot(
     own_since = _own_since(chain)
     ledger = balance(vmas, state, claims, own_since=own_since, page_size=page_size)
     residency, _ = from_vmas(vmas, page_size=page_size)
-    holes: Holes = find_holes(state, residency, page_size=page_size)
+    holes: Holes = find_holes(state, residency, walk.lifetimes.released(), page_size=page_size)
     check = maps_check.compare(
         vmas,
         state.mapped,

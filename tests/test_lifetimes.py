@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heapledger.analyzer.facts import Names
-from heapledger.analyzer.lifetimes import BLOCKS, BYTES, Lifetimes
+from heapledger.analyzer.lifetimes import BLOCKS, BYTES, Lifetimes, Released, plain_newest
 from heapledger.analyzer.replay import LiveTable
 from heapledger.analyzer.session import _start, analyse
 from heapledger.analyzer.site_table import SiteTable
@@ -109,6 +109,29 @@ def test_estimates_over_time_end_at_what_is_live(rows: list[tuple[int, ...]]) ->
     assert np.abs(ours.live_bytes - theirs.live_bytes).max() <= 1
     assert np.abs(ours.live_blocks - theirs.live_blocks).max() <= 1
     assert compiled.peak_variance == pytest.approx(plain.peak_variance, rel=1e-6, abs=1e-3)
+
+
+INTERVAL = st.tuples(st.integers(0, 30), st.integers(1, 12))
+
+
+@given(st.lists(INTERVAL, max_size=20, unique_by=lambda i: i[0]).flatmap(st.permutations))
+def test_of_blocks_that_overlap_the_last_one_is_kept(rows: list[tuple[int, int]]) -> None:
+    rank = {row: age for age, row in enumerate(rows)}
+    ordered = sorted(rows)
+    start, length, number = (
+        np.array(column, np.uint64)
+        for column in ([r[0] for r in ordered], [r[1] for r in ordered], [rank[r] for r in ordered])
+    )
+    released = Released(start, length, number, number.astype(np.uint32))
+
+    def overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
+        return a[0] < b[0] + b[1] and b[0] < a[0] + a[1]
+
+    expected = [row for row in ordered if not any(overlap(row, o) and rank[o] > rank[row] for o in rows)]
+    kept = released.newest()
+    assert list(zip(kept.address.tolist(), kept.chunk_size.tolist(), strict=True)) == expected
+    plain = plain_newest(start, start + length, number).astype(bool)
+    assert start[plain].tolist() == kept.address.tolist()
 
 
 def test_a_block_freed_before_the_thread_allocates_again_is_temporary() -> None:

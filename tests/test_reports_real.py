@@ -90,6 +90,9 @@ def test_the_known_hole_is_found_to_the_byte_with_its_pin(known: Path) -> None:
     assert functions(hole["pin"]["stack"]) == ["make_pin", "main"]
     assert found["break_pin"]["address"] == hole["pin"]["address"]
     assert found["break_pin"]["holes_below_bytes"] == hole["bytes"]
+    # The free() of main made all of it.
+    for place in (hole["freed_at"][0], found["freed_at"][0]):
+        assert (place["function"], place["blocks"], place["bytes"]) == ("main", BLOCKS, BLOCKS * CHUNK)
 
 
 def test_malloc_trim_gives_back_exactly_what_was_called_reclaimable(known: Path, record: Callable[..., Path]) -> None:

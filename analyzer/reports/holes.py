@@ -36,16 +36,18 @@ def build(trace: Trace, analysis: Analysis, *, at: str | int | None = None, top:
         key=lambda h: (-h["resident_bytes"], -h["bytes"], h["address"]),
     )
     shown = listed if top is None else listed[:top]
+    places = [_place(place, names) for place in found["places"]]
     report = common.header("holes", row)
     return report | {
         "at": at if at in ("peak", "exit") else snapshot.reason,
         "snapshot": common.snapshot_json(snapshot),
-        "holes": [_hole(h, names, time) for h in shown],
+        "holes": [_hole(h, names, time, places) for h in shown],
         **{key: found[key] for key in ("total_bytes", "total_resident_bytes", "total_reclaimable_bytes", "count")},
         "shown": len(shown),
         "top": _amounts(found["top"]) if found["top"] else None,
         "break_pin": _break_pin(found, names, time),
         "pins": [_pinned_site(p, names) for p in (found["pins"] if top is None else found["pins"][:top])],
+        "freed_at": _freed_at(found["freed"] if top is None else found["freed"][:top], places),
         "notes": common.common_notes(analysis, snapshot),
     }
 
@@ -54,7 +56,18 @@ def _amounts(hole: dict[str, Any]) -> dict[str, int]:
     return {key: hole[key] for key in ("bytes", "resident_bytes", "reclaimable_bytes")}
 
 
-def _hole(hole: dict[str, Any], names: Names, time: int) -> dict[str, Any]:
+def _place(place: dict[str, Any], names: Names) -> dict[str, Any]:
+    words = {key: place[key] for key in ("name", "function", "file", "line", "module")}
+    return {**words, "stack": common.stack_of(names, place["stack"])[0]}
+
+
+def _freed_at(freed: list[list[int]], places: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Who freed what lies in a hole (or in all): [place, blocks, bytes] each. What makes no sense is left out."""
+    known = [(places[at], blocks, size_) for at, blocks, size_ in freed if 0 <= at < len(places)]
+    return [{**place, "blocks": blocks, "bytes": size_} for place, blocks, size_ in known]
+
+
+def _hole(hole: dict[str, Any], names: Names, time: int, places: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         **_amounts(hole),
         "arena": "main",
@@ -62,6 +75,7 @@ def _hole(hole: dict[str, Any], names: Names, time: int) -> dict[str, Any]:
         "address": hole["address"],
         "held_by": hole["held_by"],
         "pin": _pin(hole["pin"], names, time),
+        "freed_at": _freed_at(hole["freed"], places),
     }
 
 
@@ -111,6 +125,12 @@ def render(report: dict[str, Any], page: Page, *, rows: int = 10) -> None:
                 ]
                 for p in report["pins"][:rows]
             ],
+        )
+    if any(place["stack"] for place in report["freed_at"]):
+        page.heading("Who freed what lies in them, by call site")
+        page.table(
+            [">bytes", ">blocks", "site of the free"],
+            [[size(p["bytes"]), f"{p['blocks']:,}", callers(p["stack"], p["name"])] for p in report["freed_at"][:rows]],
         )
     holes = [h for h in report["holes"] if h["kind"] == "hole"][:rows]
     if holes:
