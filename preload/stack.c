@@ -528,7 +528,7 @@ uint32_t stack_capture(uintptr_t ip, uintptr_t sp, uintptr_t bp)
         }
     }
 #ifdef HEAPLEDGER_CHECK_STACKS
-    check_stack(node, ip, sp, bp, thread->counters.exhausted != exhausted);
+    check_stack(node, ip, sp, bp, thread->counters.exhausted != exhausted, &thread->counters);
 #endif
     barrier();
     thread->open_sp = 0;

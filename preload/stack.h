@@ -53,6 +53,7 @@ struct stack_counters {
     uint64_t lost;       /* ended in HL_IP_LOST */
     uint64_t frames;     /* steps taken by rules */
     uint64_t added;      /* stacks that the table did not know */
+    uint64_t compared;   /* with libgcc's; in the check build */
     uint64_t exhausted;  /* no memory for a node: the id is that of the callers known, or 0 */
 };
 bool stack_counters(struct stack_counters *counters);

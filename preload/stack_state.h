@@ -136,6 +136,6 @@ uint32_t insert(const uint64_t *ips, unsigned count, uint64_t mark, struct stack
 uint32_t capture_nested(struct thread *thread, uintptr_t ip, uintptr_t sp, uintptr_t bp);
 
 /* The check build: ends the program if `node` is not the stack. `partly`: there was no memory for the inner frames. */
-void check_stack(uint32_t node, uintptr_t ip, uintptr_t sp, uintptr_t bp, bool partly);
+void check_stack(uint32_t node, uintptr_t ip, uintptr_t sp, uintptr_t bp, bool partly, struct stack_counters *counters);
 
 #endif

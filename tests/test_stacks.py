@@ -1,7 +1,7 @@
 """Call stacks, frame by frame, against libgcc's unwinder; and each answer of the memo against a full unwind.
 
 The unwinder runs in test programs of its own (tests/native/stack_*), built with -DHEAPLEDGER_CHECK_STACKS: a stack that
-a walk with all registers and without any cache does not confirm ends the program.
+a walk with all registers and without any cache, or each 64th time libgcc, does not confirm ends the program.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ def test_every_frame_is_the_one_that_libgcc_finds(build: Build, way: str, level:
     assert (counts.code, counts["mismatches"], counts["lost"]) == (0, 0, 0)
     assert counts["captures"] > 200
     if way != "threads":  # whose counters are those of the threads
+        assert counts["compared"] > counts["captures"] // 100
         assert counts["hits"] + counts["rejoined"] + counts["walked"] == counts["captures"]
 
 

@@ -168,7 +168,8 @@ int stack_test_report(void)
 {
     struct stack_counters c = {0};
     stack_counters(&c);
-    printf("captures=%ld mismatches=%ld cut=%ld lost=%ld nodes=%u hits=%lu rejoined=%lu walked=%lu full=%lu nested=%lu\n",
-           captures, mismatches, marks_cut, marks_lost, control.nodes, c.hits, c.rejoined, c.walked, c.full, c.nested);
+    printf("captures=%ld mismatches=%ld cut=%ld lost=%ld nodes=%u hits=%lu rejoined=%lu walked=%lu full=%lu nested=%lu compared=%lu\n",
+           captures, mismatches, marks_cut, marks_lost, control.nodes, c.hits, c.rejoined, c.walked, c.full, c.nested,
+           c.compared);
     return mismatches != 0;
 }
