@@ -5,8 +5,7 @@
 * `heapledger.analyzer.glibc._compiled`: the malloc model, the same source that also runs interpreted: the mechanism
   files are joined into one Cython module, so that calls between them are C calls.
 * `heapledger.store._codec`: the codecs of event and node blocks. A trace can be neither written nor read without it.
-* `heapledger.tracer._slots`: the collector's inner loop. Where it was not built numpy does the same, at a third of the
-  speed.
+* `heapledger.tracer._drain`: the collector's inner loop, from the program's rings to encoded blocks.
 * `heapledger.analyzer._lifetimes`: blocks from allocation to release, in the analyzer. Where it was not built, Python
   dictionaries do the same, much slower.
 """
@@ -39,10 +38,7 @@ def cython_extensions() -> list[Extension]:
             subprocess.run([os.sys.executable, str(script)], check=True)  # type: ignore[attr-defined]
             source = os.path.relpath(ROOT / folder / "_compiled.py", ROOT)
             extensions.append(Extension(module, [source], extra_compile_args=["-O3", "-Wno-sign-compare"]))
-    for source, module in (
-        ("tracer/_slots.pyx", "heapledger.tracer._slots"),
-        ("analyzer/_lifetimes.pyx", "heapledger.analyzer._lifetimes"),
-    ):
+    for source, module in (("analyzer/_lifetimes.pyx", "heapledger.analyzer._lifetimes"),):
         extensions.append(Extension(module, [source], extra_compile_args=["-O3"]))
     codec = ROOT / "src/heapledger/store"
     extensions.append(
@@ -54,12 +50,25 @@ def cython_extensions() -> list[Extension]:
             extra_compile_args=["-O3"],
         )
     )
+    extensions.append(drain_extension())
     return list(cythonize(extensions, language_level=3, include_path=[str(ROOT / "src")])) if extensions else []
 
 
 def relative(paths: Iterable[Path], *but: str) -> list[str]:
     """Sorted, and seen from here, as setuptools wants them."""
     return sorted(os.path.relpath(path, ROOT) for path in paths if path.name not in but)
+
+
+def drain_extension() -> Extension:
+    tracer = ROOT / "tracer"
+    return Extension(
+        "heapledger.tracer._drain",
+        ["tracer/_drain.pyx", *relative(tracer.glob("*.c"), "_drain.c"), "src/heapledger/store/codec.c"],
+        depends=[*relative(tracer.glob("*.h")), "src/heapledger/store/codec.h", "preload/spool.h"],
+        include_dirs=["tracer"],
+        extra_compile_args=["-O3", "-pthread"],
+        extra_link_args=["-pthread"],
+    )
 
 
 class BuildExt(build_ext):

@@ -95,7 +95,7 @@ static void settings_read(void)
 {
     if (hl_settings.ready)
         return;
-    hl_settings = (struct hl_settings){.hold_ms = 10000, .ring_slots = 32768, .depth = 128, .free_stacks = true};
+    hl_settings = (struct hl_settings){.hold_ms = 10000, .ring_slots = 131072, .depth = 128, .free_stacks = true};
     for (char **e = host_environment(); e && *e; e++) {
         const char *value = after_prefix(*e, "HEAPLEDGER_SPOOL=");
         if (value && *value) {

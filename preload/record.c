@@ -71,7 +71,7 @@ static struct hl_thread *thread_slot(uint32_t index)
 /* The more rings there are the smaller the new ones: a program that starts thousands of threads must not fill the disk. */
 static uint32_t ring_capacity(uint32_t index)
 {
-    uint32_t slots = hl_settings.ring_slots >> (index < 16 ? 0 : index < 128 ? 2 : 4);
+    uint32_t slots = hl_settings.ring_slots >> (index < 4 ? 0 : index < 32 ? 2 : index < 128 ? 4 : 6);
     return slots < 1024 ? 1024 : slots;
 }
 
@@ -260,6 +260,10 @@ bool record_room(struct hl_thread *t, uint32_t n, uint32_t margin)
             return false;
         host_sleep_ns(WAIT_STEP);
     }
+    if (began) {
+        __atomic_fetch_add(&hl_control_page->waits, 1, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&hl_control_page->waited_ns, host_now_ns() - began, __ATOMIC_RELAXED);
+    }
     t->flood_tail = ~0ull;
     return true;
 }
@@ -283,7 +287,7 @@ void record_time(struct hl_thread *t, uint64_t tick)
         return;
     put(&slot[1], tick);
     put(&slot[2], __atomic_load_n(&hl_control_page->seq, __ATOMIC_SEQ_CST));
-    put(&slot[3], 0);
+    put(&slot[3], t->ring->thread);
     put(&slot[0], w0);
 }
 

@@ -41,8 +41,9 @@
  *
  *   HL_EXT   w0 kind, lap, more, done (always 1: the event's own slot says when it is final);  first: w1 arg, w2 arg2, w3 size, 64 bits each;  second: w1 the `word` column
  *   HL_LATE  w0 kind, lap, done;  w1 the word at addr-8, w2 seq_exit, w3 seq (all 64 bits)
- *   HL_TIME  w0 kind, lap, done;  w1 TSC >> tick_shift, w2 the sequence counter, all 64 bits: written first into every ring, and
- *            before an event that comes 2^23 or more ticks after the ring's last one, so that the short fields can be widened
+ *   HL_TIME  w0 kind, lap, done;  w1 TSC >> tick_shift, w2 the sequence counter, w3 the thread's number, all 64 bits: written first
+ *            by every thread that takes a ring, and before an event that comes 2^23 or more ticks after the ring's last one, so that
+ *            the short fields can be widened and a ring can hold the slots of several threads, one after another
  *
  * Example, malloc(24) = 0x55d0c0de02a0 from stack 7, entry 5, exit 6, in the first lap, word 0x21:
  *   w0 = 00000007 00000381   (stack 7 | span 1 << 9 | done | lap | kind 1)
@@ -135,6 +136,8 @@ struct hl_control {
     uint32_t unlogged;          /* 140  lines that could not be written to the log */
     uint64_t lost;              /* 144  events that could not be recorded */
     uint32_t unseen;            /* 152  fork children that could not make a folder of their own */
+    uint32_t waits;             /* 156  how often a thread waited for room in its ring ... */
+    uint64_t waited_ns;         /* 160  ... and how long, all together */
 
     _Alignas(128) uint32_t release; /* 256  collector: 1 = go on; a futex */
     uint32_t told;              /* 260  collector: 1 = stop recording */
@@ -145,6 +148,11 @@ struct hl_control {
     _Alignas(128) uint32_t coarse; /* 512  collector: one more every millisecond while it lives; 0 = it keeps no time */
 };
 
+struct hl_mark {                /* collector: all slots below `position` are in the trace file, and what those from there on are widened against */
+    uint64_t position, tick, seq;
+    uint32_t thread, pad;
+};
+
 /* FREE, not given back but never owned: made ahead for a program that puts the spool out of its own reach (generation 0). */
 enum hl_ring_state { HL_RING_FREE = 0, HL_RING_OWNED = 1, HL_RING_LEFT = 2 /* owner said goodbye, may still free blocks */ };
 
@@ -152,7 +160,7 @@ struct hl_ring {
     char magic[8];              /*   0 */
     uint32_t index;             /*   8  K */
     uint32_t tid;               /*  12  owner; 0 = none */
-    uint32_t state;             /*  16  enum hl_ring_state; the collector sets FREE once the owner is gone and all is drained */
+    uint32_t state;             /*  16  enum hl_ring_state; the collector sets FREE once the owner is gone */
     uint32_t capacity;          /*  20 */
     uint32_t generation;        /*  24  how often this ring was taken by a thread */
     uint32_t thread;            /*  28  the thread's number in the process: 0 is main, then in order of first event */
@@ -162,7 +170,9 @@ struct hl_ring {
     char name[16];              /*  56  as in /proc/PID/task/TID/comm */
     char pad[56];               /*  72 */
     _Alignas(128) uint64_t head; /* 128  slots reserved since the ring was made (it never goes back; slot = head % capacity) */
-    _Alignas(128) uint64_t tail; /* 256  slots the collector has taken */
+    _Alignas(128) uint64_t tail; /* 256  collector: slots below are safe in the trace file, or in a file beside it, and may be used again */
+    uint64_t pad1;              /* 264 */
+    struct hl_mark mark[2];     /* 272  the one with the higher position holds (the other is being written, or older) */
 };
 
 struct hl_node {                /* 16 bytes */

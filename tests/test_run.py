@@ -382,7 +382,7 @@ def test_a_full_disk_does_not_touch_the_program(small_disk: Path, known: str, tm
     spools = re.findall(r"recover (\S+)\)", result.stderr)
     for spool in spools:
         shutil.rmtree(spool, ignore_errors=True)
-    for part in small_disk.iterdir():
+    for part in filter(Path.is_file, small_disk.iterdir()):
         shutil.copy(part, tmp_path / part.name)
     with Trace(tmp_path / trace.name) as opened:
         assert opened.session.command[0] == known

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import event, given, settings
-from hypothesis import strategies as st
 
 from heapledger.errors import SpoolError
 from heapledger.store.events import Kind
@@ -308,38 +306,3 @@ def test_the_log_is_read_line_by_line_as_it_grows(tmp_path: Path) -> None:
         file.write(b"f\\nway\n")
     assert log.read() == [["A", "half\nway"]]
     assert log.read() == []
-
-
-WORDS = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 0xFFFF << 48, (1 << 48) - 1, 1 << 47]))
-
-
-@st.composite
-def any_slots(draw: st.DrawFn) -> spool.U64:
-    """Slots of all kinds in any order, the ordinary ones most often; the rest of every word is arbitrary."""
-    kinds = st.sampled_from(
-        [1, 1, 1, 2, 3, 4, 4, 4, 5, 7, 9, 16, 18, 32, spool.KIND_EXT, spool.KIND_EXT, spool.KIND_TIME]
-    )
-    rare = st.sampled_from([0, 15, 60, spool.KIND_LATE])
-    rows = draw(
-        st.lists(st.tuples(st.one_of(kinds, kinds, kinds, kinds, rare), WORDS, WORDS, WORDS, WORDS), max_size=40)
-    )
-    words = [(w0 & ~63 & 2**64 - 1 | kind, w1, w2, w3) for kind, w0, w1, w2, w3 in rows]
-    return np.array(words, np.uint64).reshape(-1, 4)
-
-
-@pytest.mark.skipif(spool._slots is None, reason="the compiled decoder was not built")
-@given(any_slots(), st.integers(0, 2**64 - 1), st.integers(0, 2**50))
-@settings(max_examples=300, deadline=None)
-def test_the_compiled_decoder_says_what_numpy_says(slots: spool.U64, tick: int, seq: int) -> None:
-    left, right = spool.Carry(tick, seq), spool.Carry(tick, seq)
-    compiled = spool._decode_compiled(slots, left)
-    if compiled is None:
-        event(f"left to numpy, seq known: {seq > 0}")
-        assert left == spool.Carry(tick, seq)
-        return
-    event("compiled")
-    expected = spool._decode_any(slots, right)
-    assert left == right
-    assert expected.damaged == 0
-    for name in spool.Decoded.__slots__:
-        assert np.array_equal(getattr(compiled, name), getattr(expected, name)), name

@@ -90,6 +90,10 @@ class Clock:
         """The tick at a moment of CLOCK_MONOTONIC."""
         return (self.start_tsc + round((ns - self.start_ns) / self._ns_per_cycle())) >> self.tick_shift
 
+    def line(self) -> tuple[int, int, float, float]:
+        """(start_tsc, tick_shift, ns a cycle, ns of the start since the session began): ticks are on this line."""
+        return self.start_tsc, self.tick_shift, self._ns_per_cycle(), float(self.start_ns - self.session_ns)
+
     def times(self, ticks: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """ns since the session began; never before it."""
         cycles = (ticks << np.uint64(self.tick_shift)).view(np.int64) - self.start_tsc

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +13,13 @@ from typing import Any
 from heapledger.errors import SpoolError
 from heapledger.store.writer import TraceWriter
 from heapledger.tracer import proc, spool
-from heapledger.tracer.image import Image, Written
+from heapledger.tracer.image import Backlog, Image, Written
 from heapledger.tracer.resolve import Addresses
+from heapledger.tracer.spill import Spill
 from heapledger.tracer.watch import Watch, WatchOptions
 
 #: Everything seen so far is safe in the trace file this often (ns).
 FLUSH_NS = 2_000_000_000
-#: The heartbeat that the shim looks at is renewed this often; it calls the collector gone after 2 s.
-HEARTBEAT_S = 0.2
 #: After an exec was let go: how long until we look whether another program (without the shim) took its place.
 EXEC_LOOK_NS = 50_000_000
 #: So long after an image came or went others are expected to.
@@ -56,11 +54,18 @@ class Totals:
     lost: int = 0
     rounds: int = 0
     spool_bytes: int = 0
+    spilled_bytes: int = 0
+    waits: int = 0
+    waited_ns: int = 0
     notes: list[str] = field(default_factory=list)
 
 
 class Collector:
-    """Drains a spool folder into a writer until it is told to stop. One thread calls `round`; another only beats."""
+    """Drains a spool folder into a writer until it is told to stop.
+
+    The heartbeat that the shim looks at comes from a thread of `_drain`'s: a long snapshot or a slow disk must not look
+    like our death.
+    """
 
     def __init__(
         self,
@@ -73,6 +78,7 @@ class Collector:
         live: bool = True,
         keep_spool: bool = False,
         written: dict[str, Written] | None = None,
+        spill: Spill | None = None,
     ) -> None:
         self.folder = folder
         self.writer = writer
@@ -82,6 +88,8 @@ class Collector:
         self.live = live
         self.keep_spool = keep_spool
         self.written = written or {}
+        self.spill = spill
+        self.backlog = Backlog()
         self.addresses = Addresses()
         self.totals = Totals()
         self._followed: dict[str, _Followed] = {}
@@ -95,26 +103,6 @@ class Collector:
         self._namespace = proc.pid_namespace()
         self._flush_due_ns = time.monotonic_ns() + FLUSH_NS // 10
         self._changed_ns = 0  # when an image came or went last
-        self._beating = threading.Event()
-        self._beat_thread: threading.Thread | None = None
-
-    # ---- heartbeat
-
-    def start_beating(self) -> None:
-        """From its own thread: a long snapshot or a slow disk must not look like our death."""
-        self._beat_thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._beat_thread.start()
-
-    def _beat(self) -> None:
-        while not self._beating.wait(HEARTBEAT_S):
-            for followed in list(self._followed.values()):
-                with contextlib.suppress(KeyError):  # closed meanwhile
-                    followed.image.control.set("heartbeat_ns", time.monotonic_ns())
-
-    def stop_beating(self) -> None:
-        self._beating.set()
-        if self._beat_thread is not None:
-            self._beat_thread.join()
 
     # ---- a round
 
@@ -209,7 +197,7 @@ class Collector:
                 self._spool_mtime = -1
             return None
         try:
-            image = Image(self.folder / name, self.writer, self.session_ns, self.addresses)
+            image = Image(self.folder / name, self.writer, self.session_ns, self.addresses, self.backlog, self.spill)
         except (SpoolError, OSError, ValueError) as error:
             self._seen.add(name)
             self.totals.notes.append(f"{name}: {error}")
@@ -228,8 +216,10 @@ class Collector:
             self._find_process(image)
             start, parent_id = self._origin(image)
             self._ids[name] = image.register(start=start, parent_id=parent_id)
-        if not self.live:
-            image.rewind()
+        try:
+            image.open_rings(live=self.live)
+        except OSError as error:
+            image.notes.append(f"its events cannot be read ({error.strerror})")
         self._latest[image.pid] = name
         self._changed_ns = time.monotonic_ns()
         self.totals.processes += 1
@@ -294,6 +284,9 @@ class Collector:
             self._over.add(image.name)
         self.totals.events += image.events
         self.totals.lost += image.lost()
+        self.totals.spilled_bytes += image.spilled_bytes()
+        self.totals.waits += image.control.get("waits")
+        self.totals.waited_ns += image.control.get("waited_ns")
         with contextlib.suppress(OSError):
             self.totals.spool_bytes += sum(p.stat().st_blocks * 512 for p in image.folder.iterdir())
         image.close()
@@ -379,6 +372,9 @@ class Collector:
             "peak_rss_bytes": _peak_rss(),
             "rounds": self.totals.rounds,
             "spool_bytes": self.totals.spool_bytes,
+            "spilled_bytes": self.totals.spilled_bytes,
+            "waits": self.totals.waits,
+            "waited_s": round(self.totals.waited_ns / 1e9, 4),
             "interval_s": self.options.interval_ns / 1e9,
             "notes": self.totals.notes,
         }

@@ -1,8 +1,8 @@
-"""One process image as the collector follows it: rings → events in order → the writer.
+"""One process image as the collector follows it: rings → encoded blocks → the writer.
 
-Order: sequence numbers come from one counter of the process, events lie in per-thread rings. When `control.seq` is read
-before the heads of the rings, every event with a smaller number lies below a head, so all that is smaller than that
-(and than the slot a ring is stalled at) can be merged and written; the rest waits (`_pending`).
+Events are decoded, merged and encoded by `_drain` (drain.h says how, and in which order); here blocks are cut and
+handed to the writer. A ring's slots go back to the program when the block that holds them is committed, and not
+before: what is not in the trace file lies in a ring (or in a file beside the trace), whoever is killed.
 
 Identity: numbers handed out = those of the events seen (entry and exit each) + those of lost events; `lost` says how
 many events that leaves, plus those the shim itself could not record.
@@ -15,26 +15,31 @@ import ctypes
 import os
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from heapledger.errors import SpoolError
-from heapledger.store.events import Events, Kind
+from heapledger.store.blocks import Block
 from heapledger.store.writer import TraceWriter
 from heapledger.tracer import spool
+from heapledger.tracer._drain import Drain
 from heapledger.tracer.clock import Clock
 from heapledger.tracer.perfmap import MARKS, MODULE, NUMBER, PerfMap
 from heapledger.tracer.resolve import Addresses
+from heapledger.tracer.spill import Spill
 
-#: Events kept back for a ring that is stalled; beyond it the stalled call is taken as it stands (73 bytes each).
-MAX_PENDING = 400_000
-#: Rings of dead threads that are emptied in one round, and slots taken from them at once (32 bytes each).
-MAX_RESTS, MAX_REST_SLOTS = 1000, 2 * spool.MAX_READ
-#: The name of a thread that records is looked at this often (ns).
-NAME_NS = 5_000_000
+#: Events wait at most so long (ns) for their block to become full: a reader of the unfinished trace sees them then.
+BLOCK_AGE_NS = 1_000_000_000
+#: Where the fullest ring has this share of its slots in use, a block is cut if it holds at least so many events.
+CROWDED, CROWDED_EVENTS = 0.5, 8192
+#: From this share on slots are spilled.
+SPILL = 0.7
+#: Events that may wait for the writer; it would make us wait for it with two blocks more.
+WAITING_EVENTS = 6 * 65_536
+#: The name of a thread is looked at so long after its start (ns), and again after twice the time each, up to the last.
+NAME_FIRST_NS, NAME_LAST_NS = 5_000_000, 2_000_000_000
 _FUTEX_WAKE = 1
 _SYS_FUTEX = 202
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,22 +48,23 @@ _ENVIRONMENT = ("LD_PRELOAD", "LD_LIBRARY_PATH", "GLIBC_TUNABLES", "MALLOC_")
 
 @dataclass(slots=True)
 class _ThreadState:
-    """What was last written about a thread."""
+    """A thread that lives, and when its name is looked at."""
 
-    number: int
     tid: int
-    ring: spool.Ring
-    named_ns: int = 0
-    row: dict[str, Any] = field(default_factory=dict)
+    name: str
+    wait_ns: int
+    due_ns: int
 
 
 @dataclass(slots=True)
-class _Rest:
-    """The last slots of a thread that has ended; its ring may be somebody else's by now."""
+class Backlog:
+    """Events on their way to the trace file, of all images; each counter belongs to one thread."""
 
-    row: dict[str, Any]
-    slots: spool.U64
-    carry: spool.Carry
+    handed: int = 0
+    committed: int = 0
+
+    def is_full(self) -> bool:
+        return self.handed - self.committed >= WAITING_EVENTS
 
 
 @dataclass(slots=True)
@@ -76,8 +82,18 @@ class Written:
 class Image:
     """The spool folder PID.N of one process image."""
 
-    def __init__(self, folder: Path, writer: TraceWriter, session_ns: int, addresses: Addresses) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        writer: TraceWriter,
+        session_ns: int,
+        addresses: Addresses,
+        backlog: Backlog,
+        spill: Spill | None = None,
+    ) -> None:
         self.folder = folder
+        self.backlog = backlog
+        self.spill = spill
         self.name = folder.name
         pid, _, number = folder.name.partition(".")
         self.pid, self.number = int(pid), int(number)  # 0: it calls itself so, but nobody whom we see is meant
@@ -94,9 +110,6 @@ class Image:
             session_ns=session_ns,
         )
         self.process_id = 0
-        self.rings: dict[int, spool.Ring] = {}
-        self.threads: dict[int, _ThreadState] = {}  # those that own a ring, by number
-        self._changed_threads: dict[int, dict[str, Any]] = {}  # rows to be written
         self.nodes = spool.Nodes(folder)
         self.log = spool.Log(folder / "log")
         self.module_ids = np.zeros(1, np.int64)  # by the node's `module` field: 0 is unknown
@@ -107,17 +120,13 @@ class Image:
         self.exe = ""
         self.libc_version = ""
         self.notes: list[str] = []
-        self.events = 0
-        self.numbers_seen = 0  # sequence numbers that belong to events seen
-        self.open_calls = 0
-        self.damaged = 0
-        self.last_seq = 0
-        self.written_before = 0  # events up to this number were written by a collector before us
-        self.last_ns = 0
         self.released = False
-        self.fill = 0.0  # share of the fullest ring's slots that the last drain took
-        self._bad_rings: set[int] = set()
-        self._pending: list[Events] = []
+        self.fill = 0.0  # the largest share of its slots that a ring got between the last two drains
+        self._threads: dict[int, _ThreadState] = {}  # by number
+        self._names_due_ns = 0
+        self._drain: Drain | None = None  # from `register` or `resume` on
+        self._pending_since_ns = 0  # the oldest event of the block that is not full; 0: there is none
+        self._written: Written | None = None
 
     # ---- the process row
 
@@ -146,29 +155,30 @@ class Image:
         return self.process_id
 
     def resume(self, written: Written) -> int:
-        """Goes on where another collector was cut off; its rings are read again as far as they still hold anything."""
+        """Goes on where another collector was cut off: what the trace file holds is skipped."""
+        self._written = written
         self.process_id = written.process_id
-        self.last_seq, self.last_ns = written.last_seq, written.last_ns
-        self.written_before = written.last_seq
-        self.events = written.events
-        self.numbers_seen = written.events + written.returned
-        self.open_calls = written.events - written.returned
         self.notes = list(written.notes)
         self.read_log()
         self._write_modules(list(self.modules))
         return self.process_id
 
-    def rewind(self) -> None:
-        """Reads rings from their beginning, where they were never filled up: what another collector had taken and not
-        written is still there. Other rings go on behind what was taken, with the time of its last heartbeat."""
-        self._find_rings()
-        beat = self.control.get("heartbeat_ns") or self.control.get("start_ns")
-        for ring in self.rings.values():
-            if ring.get("head") <= ring.capacity and ring.get("generation") <= 1:
-                ring.position = 0
-            elif ring.position:
-                ring.carry.tick = self.clock.tick_at(beat)
-                ring.carry.seq = max(1, self.control.get("seq"))
+    def open_rings(self, *, live: bool) -> None:
+        """Before the first `drain`. OSError: this cannot be.
+
+        Of an image that was left behind by a collector whose trace is gone as well, rings that were never filled up are
+        read from their beginning.
+        """
+        written = self._written.last_seq if self._written else 0
+        self._drain = Drain(self.folder, trust_tail=live or self._written is not None, written=written)
+        if live:
+            with contextlib.suppress(OSError):  # no memory for a thread: every round beats
+                self._drain.start_ticking()
+        if self.spill is not None and live:
+            self._drain.set_spill(self.spill.prefix(self.name))
+        elif self.spill is not None:
+            for path in self.spill.files_of(self.name):
+                self._drain.add_segment(path)
 
     @property
     def state(self) -> int:
@@ -179,210 +189,93 @@ class Image:
     def drain(self, now_ns: int, *, final: bool = False) -> int:
         """Moves what is new from the spool to the writer. Returns the number of slots taken. `final`: the process is
         dead, so nothing is waited for."""
-        total = 0
-        self.fill = 0.0
-        while True:
-            taken = self._drain_once(now_ns, final)
-            total += taken
-            if not final or taken == 0:
-                return total
-
-    def _drain_once(self, now_ns: int, final: bool) -> int:
-        limit = self.control.get("seq")
-        self._find_rings()
-        taken = 0
-        fresh: list[Events] = []
-        floors: list[int] = []
-        crowded = sum(map(len, self._pending)) > MAX_PENDING
-        patience = 0 if crowded else 100_000_000
-        left = [] if final else self._take_left_rings()
-        for ring in self.rings.values():
-            if not final and ring.get("state") == spool.RING_FREE:
-                ring.floor = None
-                continue  # whoever takes it from now on gets numbers from `limit` on
-            before = ring.position
-            decoded = ring.read(now_ns, final=final, patience_ns=patience)
-            if decoded is not None and len(decoded):
-                fresh.append(self._events_of(ring, decoded))
-                self.damaged += decoded.damaged
-            if ring.position != before:
-                taken += ring.position - before
-                self.fill = max(self.fill, (ring.position - before) / ring.capacity)
-                ring.release()
-            if ring.floor is not None:
-                floors.append(ring.floor)
-        for done, rest in enumerate(left):  # it grows
-            taken += len(rest.slots)
-            self._decode_rest(rest, fresh)
-            if done % 32 == 31 and len(left) < MAX_RESTS:
-                left += self._take_left_rings()
-        self._write_threads()
+        drain = self._drain
+        if drain is None:
+            return 0
+        before = drain.totals()["slots"]
         self.read_log()
+        drain.set_clock(*self.clock.line())
+        if not final and not self.foreign:
+            drain.reap(self.pid)
+        while (final or not self.backlog.is_full()) and drain.run(now_ns, final):
+            self._drain_nodes(final)
+            self._write_block()
+            self._make_room(drain, final)
         self._drain_nodes(final)
-        # All of a dead process is there: only rings that were not read to their end hold something back.
-        self._emit(fresh, min(floors, default=None) if final else min([limit, *floors]))
-        return taken
+        self._write_threads(drain.threads(), now_ns)
+        for number, reason in drain.bad_rings():
+            self.notes.append(f"ring {number} cannot be read: {reason}")
+        drain.measure()
+        self.fill = drain.fresh
+        if self._is_block_due(drain, now_ns, final):
+            self._write_block()
+        self._make_room(drain, final)
+        return drain.totals()["slots"] - before
 
-    def _find_rings(self) -> None:
-        count = min(self.control.get("rings"), spool.MAX_RINGS)
-        for index in range(len(self.rings) + len(self._bad_rings), count):
-            if index in self.rings or index in self._bad_rings:
-                continue
-            try:
-                self.rings[index] = spool.Ring(self.folder / f"ring.{index}")
-            except (OSError, SpoolError, ValueError) as error:
-                self._bad_rings.add(index)
-                self.notes.append(f"ring {index} cannot be read: {error}")
-
-    def _events_of(self, ring: spool.Ring, decoded: spool.Decoded) -> Events:
-        """The decoded slots as events of the ring's thread. The header was written before the slots."""
-        number = ring.get("thread")
-        events = self._as_events(number, decoded)
-        self._note_thread(ring, number, events)
-        return events
-
-    def _as_events(self, number: int, decoded: spool.Decoded) -> Events:
-        count = len(decoded)
-        return Events(
-            kind=decoded.kind,
-            thread=np.full(count, number, np.uint32),
-            time=self.clock.times(decoded.tick),
-            seq=decoded.seq,
-            seq_exit=decoded.seq_exit,
-            addr=decoded.addr,
-            size=decoded.size,
-            arg=decoded.arg,
-            arg2=decoded.arg2,
-            word=decoded.word,
-            stack=decoded.stack,
-        )
-
-    # ---- rings of threads that have ended
-
-    def _take_left_rings(self) -> list[_Rest]:
-        """What is left in rings whose owners said goodbye and are dead now. The rings go back at once, before anything
-        is decoded: a program may start a thread every 50 µs, and each would make a ring of its own."""
-        alive: set[str] | None = None
-        found: list[_Rest] = []
-        slots_taken = 0
-        for ring in self.rings.values() if not self.foreign else ():
-            if ring.get("state") != spool.RING_LEFT or slots_taken > MAX_REST_SLOTS:
-                continue
-            if alive is None:
-                try:
-                    alive = set(os.listdir(f"/proc/{self.pid}/task"))
-                except OSError:
-                    break
-            if str(ring.get("tid")) in alive or (slots := ring.take_rest()) is None:
-                continue
-            slots_taken += len(slots)
-            found.append(_Rest(_header(ring), slots, replace(ring.carry)))
-            ring.give_back()
-        return found
-
-    def _decode_rest(self, rest: _Rest, fresh: list[Events]) -> None:
-        number = rest.row["number"]
-        state = self.threads.pop(number, None)
-        row = rest.row if state is None else state.row
-        if len(rest.slots):
-            decoded = spool.decode(rest.slots, rest.carry)
-            self.damaged += decoded.damaged
-            if len(decoded):
-                events = self._as_events(number, decoded)
-                fresh.append(events)
-                _note_times(row, events)
-        if row["start_ns"] is not None:
-            row["end_ns"] = row["end_ns"] or max(self.last_ns, row["start_ns"])
-            self._changed_threads[number] = row
-
-    def _emit(self, fresh: list[Events], limit: int | None) -> None:
-        """Writes the events below `limit` (None: all) in order of seq; the others wait."""
-        parts = self._pending + fresh
-        self._pending = []
-        if not parts:
+    def _make_room(self, drain: Drain, final: bool) -> None:
+        """Where rings fill up although all is done that can be done now."""
+        if final or self.spill is None or drain.most_used() < SPILL:
             return
-        events = parts[0] if len(parts) == 1 else Events.concat(parts)
-        seq = events.seq
-        if not bool(np.all(seq[1:] > seq[:-1])):
-            events = events.take(np.argsort(seq, kind="stable"))
-        if limit is not None and int(events.seq[-1]) >= limit:
-            ready = int(np.searchsorted(events.seq, np.uint64(limit)))
-            self._pending = [events.take(slice(ready, None))]
-            events = events.take(slice(0, ready))
-        if len(events):
-            self._write(self._checked(events))
+        drain.spill(SPILL, self.spill.left(self.name, drain.totals()["spilling_bytes"]))
 
-    def _checked(self, events: Events) -> Events:
-        """Without the events that cannot be: numbers seen before or not yet handed out, stacks that do not exist."""
-        seq = events.seq
-        if int(seq[0]) <= self.last_seq or int(seq[-1]) >= self.control.get("seq") or not np.all(seq[1:] > seq[:-1]):
-            good = (seq > self.last_seq) & (seq < self.control.get("seq"))
-            good[1:] &= seq[1:] != seq[:-1]
-            self.damaged += int((~good & (seq > self.written_before)).sum())
-            events = events.take(good)
-        if len(events) and int(events.stack.max()) >= max(1, self.nodes.taken):
-            beyond = events.stack >= self.nodes.taken
-            self.damaged += int(beyond.sum())
-            events.stack[beyond] = 0
-        return events
+    def _is_block_due(self, drain: Drain, now_ns: int, final: bool) -> bool:
+        if drain.pending == 0:
+            return False
+        self._pending_since_ns = self._pending_since_ns or now_ns
+        if final or now_ns - self._pending_since_ns >= BLOCK_AGE_NS:
+            return True
+        return drain.used > CROWDED and drain.pending >= CROWDED_EVENTS and not self.backlog.is_full()
 
-    def _write(self, events: Events) -> None:
-        if not len(events):
-            return
-        returned = int(np.count_nonzero(events.seq_exit))
-        self.events += len(events)
-        self.numbers_seen += len(events) + returned
-        self.open_calls += len(events) - returned
-        self.last_seq = int(events.seq[-1])
-        self.last_ns = max(self.last_ns, int(events.time[-1]))
-        self.writer.append_events(self.process_id, events)
+    def _write_block(self) -> None:
+        assert self._drain is not None
+        self._pending_since_ns = 0
+        count, first_seq, last_seq, first_ns, last_ns, streams, token = self._drain.finish()
+        block = Block(count, first_seq, last_seq, first_ns, last_ns, streams)
+
+        def committed() -> None:
+            token.commit()
+            self.backlog.committed += block.count
+
+        self.backlog.handed += block.count
+        self.writer.append_block(self.process_id, block, then=committed)
 
     # ---- threads
 
-    def _note_thread(self, ring: spool.Ring, number: int, events: Events) -> None:
-        state = self.threads.get(number)
-        if state is None:
-            state = _ThreadState(number, ring.get("tid"), ring, row=_header(ring))
-            self.threads[number] = state
-            self._changed_threads[number] = state.row
-        elif ring.get("state") == spool.RING_OWNED and time.monotonic_ns() - state.named_ns > NAME_NS:
-            self._refresh_thread(state)
-        if _note_times(state.row, events):
-            self._changed_threads[number] = state.row
+    def _write_threads(self, rows: list[dict[str, Any]], now_ns: int) -> None:
+        for row in rows:
+            number, state = row["number"], self._threads.get(row["number"])
+            if "tid" in row and "end_ns" not in row and state is None and not self.foreign:
+                due = now_ns + NAME_FIRST_NS
+                self._threads[number] = _ThreadState(row["tid"], row.get("name", ""), NAME_FIRST_NS, due)
+                self._names_due_ns = min(self._names_due_ns or due, due)
+            elif state is not None and "end_ns" in row:
+                del self._threads[number]
+                row.setdefault("name", state.name)
+            elif state is not None:
+                row["name"] = state.name
+        if self._names_due_ns and now_ns >= self._names_due_ns:
+            rows = rows + self._look_at_names(now_ns)
+        if rows:
+            self.writer.add_threads(self.process_id, rows)
 
-    def _write_threads(self) -> None:
-        if self._changed_threads and self.process_id:
-            self.writer.add_threads(self.process_id, self._changed_threads.values())
-            self._changed_threads = {}
-
-    def refresh_threads(self) -> None:
+    def _look_at_names(self, now_ns: int) -> list[dict[str, Any]]:
         """Names may change after the first event; rings of threads that ended without a word go back to the shim."""
-        for state in list(self.threads.values()):
-            self._refresh_thread(state)
-        self._write_threads()
-
-    def _refresh_thread(self, state: _ThreadState) -> None:
-        if self.foreign:
-            return
-        state.named_ns = time.monotonic_ns()
-        name = _comm(self.pid, state.tid)
-        if name is None:
-            if Path(f"/proc/{self.pid}").exists():
-                self._free_ring(state)
-        elif name != state.row["name"]:
-            state.row["name"] = name
-            self._changed_threads[state.number] = state.row
-
-    def _free_ring(self, state: _ThreadState) -> None:
-        """Gives the ring of a dead thread back, once it is drained. A dead owner cannot write any more."""
-        ring = state.ring
-        if ring.backlog():
-            return
-        if state.row["end_ns"] is None:
-            state.row["end_ns"] = max(self.last_ns, state.row["start_ns"])
-            self._changed_threads[state.number] = state.row
-        ring.give_back()
-        del self.threads[state.number]
+        assert self._drain is not None
+        rows: list[dict[str, Any]] = []
+        for number, state in list(self._threads.items()):
+            if state.due_ns > now_ns:
+                continue
+            state.wait_ns = min(state.wait_ns * 2, NAME_LAST_NS)
+            state.due_ns = now_ns + state.wait_ns
+            name = _comm(self.pid, state.tid)
+            if name is None:
+                if Path(f"/proc/{self.pid}").exists():
+                    self._drain.reap_silent(number)
+            elif name != state.name:
+                state.name = name
+                rows.append({"number": number, "name": name})
+        self._names_due_ns = min((state.due_ns for state in self._threads.values()), default=0)
+        return rows
 
     # ---- the log
 
@@ -476,14 +369,31 @@ class Image:
         self.control.set("told", 1)
         self.release()
 
+    def totals(self) -> tuple[int, int, int, int]:
+        """(events, those that returned, damaged slots, time of the last event), what the file held included."""
+        found = self._drain.totals() if self._drain is not None else {}
+        before = self._written or Written(0, 0, 0, 0, 0, [])
+        return (
+            before.events + found.get("events", 0),
+            before.returned + found.get("returned", 0),
+            found.get("damaged", 0),
+            max(before.last_ns, found.get("last_ns", 0)),
+        )
+
+    @property
+    def events(self) -> int:
+        return self.totals()[0]
+
+    def spilled_bytes(self) -> int:
+        """Ever copied to files beside the trace."""
+        return self._drain.totals()["spilled_bytes"] if self._drain is not None else 0
+
     def lost(self) -> int:
         """Events known to be missing, after the last drain."""
         handed_out = max(0, self.control.get("seq") - 1)
-        # A call that never returned had no exit number, or one that nobody wrote down.
-        missing = max(0, handed_out - self.numbers_seen - self.open_calls)
-        return (
-            self.control.get("lost") + (missing + 1) // 2 + self.damaged + sum(r.damaged for r in self.rings.values())
-        )
+        # A call that never returned had no exit number, or one that nobody wrote down. What was damaged is missing.
+        missing = max(0, handed_out - 2 * self.events)
+        return self.control.get("lost") + (missing + 1) // 2
 
     def finish(self, **fields: Any) -> None:
         """The last word on this image: drains what is left and completes its row."""
@@ -497,10 +407,11 @@ class Image:
             text = spool.STOP_REASONS[reason] if reason < len(spool.STOP_REASONS) else f"reason {reason}"
             error = f" ({os.strerror(get('stop_errno'))})" if get("stop_errno") > 0 else ""
             self.notes.append(f"recording stopped before the program ended: {text}{error}")
-        if damaged := self.damaged + sum(ring.damaged for ring in self.rings.values()):
+        events, returned, damaged, _ = self.totals()
+        if damaged:
             self.notes.append(f"{damaged} slots were damaged")
-        if self.open_calls:
-            self.notes.append(f"{self.open_calls} calls were not seen to return")
+        if events > returned:
+            self.notes.append(f"{events - returned} calls were not seen to return")
         if unlogged := get("unlogged"):
             self.notes.append(f"lines of the shim's log that could not be written: {unlogged}")
         if unseen := get("unseen"):
@@ -524,12 +435,13 @@ class Image:
         """ns since the session began: the shim's own time of the end, else that of the last event."""
         if end := self.control.get("end_ns"):
             return max(0, end - self.session_ns)
-        return max(self.last_ns, self.control.get("start_ns") - self.session_ns, 0)
+        return max(self.totals()[3], self.control.get("start_ns") - self.session_ns, 0)
 
     def close(self) -> None:
         """Forgets the mappings."""
-        for ring in self.rings.values():
-            ring.close()
+        if self._drain is not None:
+            self._drain.stop_ticking()
+            self._drain = None  # blocks on their way to the file keep it until they are committed
         self.control.close()
         self.perf_map.close()
         self.nodes = spool.Nodes(self.folder, self.nodes.taken)
@@ -537,34 +449,11 @@ class Image:
     def remove(self) -> None:
         """The files go, once the trace file holds what was in them; the empty folder stays until the session ends, so
         that its number stays taken."""
+        if self.spill is not None:
+            self.spill.forget(self.name)
         with contextlib.suppress(OSError):
             for path in self.folder.iterdir():
                 path.unlink() if not path.is_dir() else shutil.rmtree(path)
-
-
-def _header(ring: spool.Ring) -> dict[str, Any]:
-    """The row of the thread that owns a ring, as far as the ring says it."""
-    return {
-        "number": ring.get("thread"),
-        "tid": ring.get("tid"),
-        "name": ring.name,
-        "thread_pointer": ring.get("thread_pointer"),
-        "stack_low": ring.get("stack_low"),
-        "stack_high": ring.get("stack_high"),
-        "start_ns": None,
-        "end_ns": None,
-    }
-
-
-def _note_times(row: dict[str, Any], events: Events) -> bool:
-    """A thread's first event, and its end. Returns whether the row has changed."""
-    before = row["start_ns"], row["end_ns"]
-    if row["start_ns"] is None:
-        row["start_ns"] = int(events.time[0])
-    ended = events.kind == Kind.THREAD_END
-    if ended.any():
-        row["end_ns"] = int(events.time[np.flatnonzero(ended)[-1]])
-    return (row["start_ns"], row["end_ns"]) != before
 
 
 def _comm(pid: int, tid: int) -> str | None:

@@ -53,8 +53,9 @@ class RunOptions:
     free_stacks: bool = True
     sample_bytes: int = 0
     sample_seed: int = 0
-    ring_slots: int = 32768
+    ring_slots: int = 131072
     keep_spool: bool = False
+    spill_limit: int | None = None  # bytes; None: half of what is free there
 
 
 @dataclass(slots=True)
@@ -270,6 +271,7 @@ class _Run:
         try:
             from heapledger.store.writer import TraceWriter
             from heapledger.tracer.collect import Collector, Exit
+            from heapledger.tracer.spill import Spill, folder_of
             from heapledger.tracer.watch import WatchOptions
         except Exception as error:  # noqa: BLE001  as below: too little memory (ulimit -v) is enough
             self._give_up(error, None, None)
@@ -278,6 +280,7 @@ class _Run:
         main = Exit(pid)
         writer: TraceWriter | None = None
         collector: Collector | None = None
+        spill = Spill(folder_of(Path(session.output), self.spool), self.options.spill_limit)
         try:
             writer = TraceWriter(
                 output,
@@ -302,21 +305,22 @@ class _Run:
                 options=watch,
                 main=main,
                 keep_spool=self.options.keep_spool,
+                spill=spill,
             )
             collector.addresses.wanted = self.options.symbols
-            collector.start_beating()
             self._follow(collector, main)
             collector.finish()
-            collector.stop_beating()
             self._symbols(collector, writer)
             writer.set_collector({**collector.cost(), "options": self._options_kept()})
             writer.close(time.monotonic_ns() - session.start_ns)
         except Exception as error:  # noqa: BLE001  whatever went wrong here, the program must run on and end as it does
             self._give_up(error, collector, writer)
+            spill.remove_if_empty()
             self._see_out(main, collector)
             return Outcome(self._status(main), None, self.spool, problems=self.problems)
         if not self.options.keep_spool:
             shutil.rmtree(self.spool, ignore_errors=True)
+            spill.remove()
         totals = collector.totals
         if totals.processes == 0:
             self.problems.append("nothing was recorded: the shim was not loaded into the program")
@@ -405,7 +409,6 @@ class _Run:
         self.tracing = False
         if collector is not None:
             collector.abandon()
-            collector.stop_beating()
         if isinstance(error, HeapledgerError):
             text = error.message + (f"; {error.hint}" if error.hint else "")
         else:

@@ -1,8 +1,9 @@
 """A spool that was left behind becomes a trace file, or finishes the one that was being written.
 
 What can be left: the program was killed together with the collector, or the collector alone (the shim then stops by
-itself), or the machine's disk was full. The trace file holds what was flushed (every 2 s); the spool holds the rings,
-call stacks and modules. What lies in neither is counted as lost.
+itself), or the machine's disk was full. The trace file holds the blocks of events that were committed; the rings of the
+spool, and files beside the trace (tracer/spill.py), hold every event that is not in such a block; call stacks and
+modules are in the spool as well. What lies nowhere is counted as lost.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from heapledger.tracer.collect import Collector, Exit, Totals
 from heapledger.tracer.image import Written
 from heapledger.tracer.launch import Session, check_output
 from heapledger.tracer.resolve import Addresses, Progress, resolve
+from heapledger.tracer.spill import Spill, folder_of
 from heapledger.tracer.watch import WatchOptions
 
 #: A spool whose collector showed itself within this time (ns) is still being collected.
@@ -61,6 +63,8 @@ def recover(
         totals = _collect(folder, writer, session, before or {}, symbols=symbols and session.symbols, progress=progress)
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
+        if session.output:
+            shutil.rmtree(folder_of(Path(session.output), folder), ignore_errors=True)
     return Recovered(target, before is not None, totals)
 
 
@@ -99,7 +103,7 @@ def _refuse_if_collected(folder: Path, images: list[Path], session: Session) -> 
         command = Path(f"/proc/{session.collector_pid}/cmdline").read_bytes()
     except OSError:
         return
-    beats = [0]
+    beats = [session.start_ns]  # it may not have come to its first beat
     for image in images:
         try:
             beats.append(spool.Control(image).get("heartbeat_ns"))
@@ -198,6 +202,7 @@ def _collect(
         live=False,
         keep_spool=True,
         written=before,
+        spill=Spill(folder_of(Path(session.output), folder)) if session.output else None,
     )
     collector.addresses.wanted = symbols
     if before and symbols:

@@ -1,8 +1,8 @@
 """The spool as the collector sees it: preload/spool.h, in Python.
 
 Drawings of every file and slot are in that header; the numbers here repeat it, and a test compares the two.
-`Control` is the control page, `Ring` one thread's ring file, `decode` turns slots into columns, `Nodes` reads the trie
-of call stacks, `Log` the text log.
+`Control` is the control page, `Nodes` reads the trie of call stacks, `Log` the text log. `Ring` is one thread's ring
+file and `decode` turns slots into columns: what tracer/drain.c does, to be read, and for tests of the shim.
 """
 
 from __future__ import annotations
@@ -18,11 +18,6 @@ import numpy.typing as npt
 
 from heapledger.errors import SpoolError
 from heapledger.store.events import Kind
-
-try:
-    from heapledger.tracer import _slots
-except ImportError:  # it was not built here: numpy does it
-    _slots = None  # type: ignore[assignment]
 
 U64 = npt.NDArray[np.uint64]
 U32 = npt.NDArray[np.uint32]
@@ -91,6 +86,8 @@ CONTROL_FIELDS: dict[str, tuple[int, int, bool]] = {
     "unlogged": (140, 4, False),
     "lost": (144, 8, False),
     "unseen": (152, 4, False),
+    "waits": (156, 4, False),
+    "waited_ns": (160, 8, False),
     "release": (256, 4, False),
     "told": (260, 4, False),
     "heartbeat_ns": (264, 8, False),
@@ -234,31 +231,6 @@ def decode(slots: U64, carry: Carry, open_slots: Bools | None = None) -> Decoded
 
     `open_slots` marks calls that were never seen to return: they get seq_exit 0 and no result.
     """
-    if _slots is not None and (open_slots is None or not open_slots.any()):
-        decoded = _decode_compiled(slots, carry)
-        if decoded is not None:
-            return decoded
-    return _decode_any(slots, carry, open_slots)
-
-
-def _decode_compiled(slots: U64, carry: Carry) -> Decoded | None:
-    """None where a slot is not an ordinary one."""
-    assert _slots is not None
-    room = len(slots)
-    kind, stack, wide = np.empty(room, np.uint8), np.empty(room, np.uint32), np.empty((8, room), np.uint64)
-    carried = np.array((carry.tick, carry.seq), np.uint64)
-    count = _slots.decode(slots, _KNOWN.view(np.uint8), _HAS_WORD.view(np.uint8), carried, kind, wide, stack)
-    if count < 0:
-        return None
-    carry.tick, carry.seq = carried.tolist()
-    if count == 0:
-        return _nothing()
-    tick, seq, seq_exit, addr, size, arg, arg2, word = wide[:, :count]
-    return Decoded(kind[:count], tick, seq, seq_exit, addr, size, arg, arg2, word, stack[:count])
-
-
-def _decode_any(slots: U64, carry: Carry, open_slots: Bools | None = None) -> Decoded:
-    """`decode`, whatever the slots are."""
     w0 = slots[:, 0]
     kinds = (w0 & np.uint64(63)).astype(np.uint8)
     if len(kinds) and int(kinds.max()) < KIND_TIME:

@@ -114,7 +114,6 @@ class Watch:
             return  # it ended between two reads
         if row is not None:
             self.writer.add_sample(self.image.process_id, time_ns=max(0, now_ns - self.image.session_ns), **row)
-            self.image.refresh_threads()
 
     def _look_for_peak(self, now_ns: int) -> None:
         """Takes a snapshot of a new peak, once it has stopped growing (or has grown for PEAK_GROWTH_NS)."""

@@ -87,6 +87,13 @@ starts are traced too."""
 @click.option("--no-residency", is_flag=True, help="No snapshots of pages (no ledger).")
 @click.option("--no-peak", is_flag=True, help="No snapshot at the highest RSS.")
 @click.option("--no-symbols", is_flag=True, help="Do not resolve function names.")
+@click.option(
+    "--spill-limit",
+    type=click.FloatRange(0),
+    default=None,
+    metavar="GIB",
+    help="Disk space beside the trace for events that wait to be written.  [default: half of what is free]",
+)
 @click.option("--keep-spool", is_flag=True, hidden=True)
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing unless something goes wrong.")
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] CMD [ARG]...")
@@ -103,6 +110,7 @@ def command(
     no_residency: bool,
     no_peak: bool,
     no_symbols: bool,
+    spill_limit: float | None,
     keep_spool: bool,
     quiet: bool,
     cmd: tuple[str, ...],
@@ -125,6 +133,7 @@ def command(
             peaks=not no_peak,
             symbols=not no_symbols,
             keep_spool=keep_spool,
+            spill_limit=None if spill_limit is None else int(spill_limit * (1 << 30)),
             quiet=quiet,
         ),
     )
