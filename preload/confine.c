@@ -330,11 +330,20 @@ static long fork_by_syscall(long number, long a, long b, long c, long d, long e,
     return child;
 }
 
+/* seccomp(2). libseccomp asks with flags or arguments that cannot be what the kernel knows: nothing is installed then. */
+static void confining_by_syscall(unsigned long operation, unsigned long flags, const struct sock_fprog *program)
+{
+    if (operation == SECCOMP_SET_MODE_STRICT && !flags && !program)
+        confining(SECCOMP_MODE_STRICT, NULL);
+    else if (operation == SECCOMP_SET_MODE_FILTER)
+        confining(SECCOMP_MODE_FILTER, program);
+}
+
 /* Looks at one of the calls below, of which these are the first arguments. Gives where to jump to. */
 __attribute__((used)) static void *confine_before_syscall(long number, unsigned long first, unsigned long second, unsigned long third)
 {
-    if (number == SYS_seccomp && first <= SECCOMP_SET_MODE_FILTER)
-        confining(first == SECCOMP_SET_MODE_STRICT ? SECCOMP_MODE_STRICT : SECCOMP_MODE_FILTER, (const struct sock_fprog *)third);
+    if (number == SYS_seccomp)
+        confining_by_syscall(first, second, (const struct sock_fprog *)third);
     else if (number == SYS_setuid || number == SYS_setfsuid)
         becoming((uid_t)first);
     else if (number == SYS_setreuid || number == SYS_setresuid)
