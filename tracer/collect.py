@@ -22,6 +22,7 @@ from heapledger.tracer.watch import Watch, WatchOptions
 FLUSH_NS = 2_000_000_000
 #: After an exec was let go: how long until we look whether another program (without the shim) took its place.
 EXEC_LOOK_NS = 50_000_000
+UNSEEN = "it became a program that the shim is not part of, which is not followed"
 #: So long after an image came or went others are expected to.
 LIVELY_NS = 20_000_000
 
@@ -174,7 +175,7 @@ class Collector:
         if image.state != spool.HOLDING or image.control.get("exit_how") != 3:
             return
         if now - followed.released_ns > EXEC_LOOK_NS and proc.runs_unseen(image.pid, _control_name(image)):
-            image.notes.append("it became a program that the shim is not part of, which is not followed")
+            image.notes.append(UNSEEN)
             self._end(followed)
 
     # ---- images come and go
@@ -299,6 +300,7 @@ class Collector:
         announced = get("state") in (spool.HOLDING, spool.ENDED)
         replaced = self.live and self._latest.get(image.pid) != image.name
         if (announced and how == 3) or (replaced and not announced):
+            self._note_successor(image)
             return "exec", None
         if image.pid == self.main.pid and self._latest.get(image.pid) == image.name and self.live:
             self._await_main()
@@ -311,6 +313,13 @@ class Collector:
         if announced and how < 3:
             return spool.EXIT_HOW[how], get("exit_status") & 0xFF
         return "stopped" if get("state") == spool.STOPPED else "vanished", None
+
+    def _note_successor(self, image: Image) -> None:
+        """Says so if no image has taken the place of one that ended in an exec. (It may just have come, and gone.)"""
+        if self.live and self._latest.get(image.pid) == image.name:
+            self._discover()
+            if self._latest.get(image.pid) == image.name:
+                image.notes.append(UNSEEN)
 
     def _await_main(self) -> None:
         """Our child is dead (its pidfd said so): takes its status."""
