@@ -9,6 +9,7 @@
 #include <linux/filter.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -92,6 +93,23 @@ static int run_threads(int count, void *(*routine)(void *), size_t stack_bytes)
     for (int i = 0; i < made; i++)
         pthread_join(threads[i], NULL);
     return made;
+}
+
+static pthread_barrier_t all_there;
+
+static void *meets_all(void *nothing)
+{
+    churn(20);
+    pthread_barrier_wait(&all_there);
+    churn(20);
+    return nothing;
+}
+
+/* So many threads that all live at once. */
+static int run_at_once(int count)
+{
+    pthread_barrier_init(&all_there, NULL, (unsigned)count);
+    return run_threads(count, meets_all, 65536);
 }
 
 /* ---- children that libc's fork does not make */
@@ -283,7 +301,7 @@ static int uses_stderr_for_data(void)
     close(2);
     if (open("data", O_RDWR | O_CREAT, 0600) != 2 || setgroups(0, NULL) || setgid(65534) || setuid(65534))
         return REFUSED;
-    run_threads(40, churner, 65536); /* recording stops here, which it would like to say */
+    run_at_once(40); /* recording stops here, which it would like to say */
     (void)!write(2, "data\n", 5);
     say_number(pread(2, said, sizeof said - 1, 0));
     return 0;
@@ -441,8 +459,6 @@ static int threads_of_every_kind(void)
     usleep(20000);
     return say_number(done);
 }
-
-static pthread_barrier_t all_there;
 
 static void *waits_for_all(void *nothing)
 {
@@ -687,7 +703,7 @@ static int afterwards(void)
 {
     churn(3000);
     say_number(run_threads(4, churner, 0));
-    say_number(run_threads(40, churner, 65536));
+    say_number(run_at_once(40));
     pid_t child = fork();
     if (child == 0)
         in_child(5);
@@ -834,6 +850,7 @@ static int forbids_itself_files(void)
 
 static int forbids_itself_files_on_pain_of_death(void)
 {
+    mallopt(M_ARENA_MAX, 2); /* or malloc would read a file, to know how many processors there are */
     churn(100);
     if (confine(SECCOMP_RET_KILL_PROCESS))
         return REFUSED;

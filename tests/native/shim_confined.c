@@ -18,6 +18,8 @@ static void install(const char *how, const struct sock_fprog *program)
 {
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     /* As libseccomp asks what the kernel knows. */
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_STRICT, 1, NULL) != -1 || errno != EINVAL)
+        perror("probe");
     if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, NULL) != -1 || errno != EFAULT)
         perror("probe");
     long done = strcmp(how, "prctl") == 0 ? prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)
