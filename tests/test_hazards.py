@@ -82,8 +82,8 @@ def notes_of(trace: Path) -> list[str]:
 CHILDREN = {
     "raw_forks": 6,
     "clones_that_share_memory": 2,
-    "raw_fork_while_threads_allocate": 41,
-    "forks_while_threads_allocate": 31,
+    "raw_fork_while_threads_allocate": 16,
+    "forks_while_threads_allocate": 13,
     "forks_without_wait": 21,
     "handlers_of_fork_allocate": 6,
     "forks_in_threads": 5,

@@ -180,7 +180,7 @@ static int raw_fork_while_threads_allocate(void)
     int bad = 0;
     for (int i = 0; i < 2; i++)
         pthread_create(&threads[i], NULL, churner_for_ever, NULL);
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < 15; i++) {
         pid_t child = (pid_t)syscall(SYS_fork);
         if (child == 0) {
             void *p = mmap(NULL, 8192, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -201,7 +201,7 @@ static int forks_while_threads_allocate(void)
     int bad = 0;
     for (int i = 0; i < 2; i++)
         pthread_create(&threads[i], NULL, churner_for_ever, NULL);
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < 12; i++) {
         pid_t child = fork();
         if (child == 0)
             in_child(3);
