@@ -74,13 +74,13 @@ def test_an_installed_debug_file_voids_the_entry(program: Path, tmp_path: Path) 
     "content",
     [
         b"", b"{", b"[]", b"null", b'{"version": 1}', b"\xff\xfe", b"[" * 100_000,
-        b'{"version": 1, "sources": SOURCES, "strings": [""], "frames": {"1": [0]}}',
-        b'{"version": 1, "sources": SOURCES, "strings": [""], "frames": {"zz": []}}',
-        b'{"version": 1, "sources": SOURCES, "strings": [""], "frames": {"1": [7, 7, 7, 7]}}',
-        b'{"version": 1, "sources": SOURCES, "strings": [5], "frames": {"1": [0, 0, 1, 0]}}',
-        b'{"version": 1, "sources": SOURCES, "strings": {}, "frames": []}',
-        b'{"version": 1, "sources": SOURCES, "strings": ["a"], "frames": {"1": [0, 0, "x", 0]}}',
-        b'{"version": 1, "sources": SOURCES, "strings": ["a"], "frames": {"1": [[], 0, 1, 0]}}',
+        b'{"version": VERSION, "sources": SOURCES, "strings": [""], "frames": {"1": [0]}}',
+        b'{"version": VERSION, "sources": SOURCES, "strings": [""], "frames": {"zz": []}}',
+        b'{"version": VERSION, "sources": SOURCES, "strings": [""], "frames": {"1": [7, 7, 7, 7]}}',
+        b'{"version": VERSION, "sources": SOURCES, "strings": [5], "frames": {"1": [0, 0, 1, 0]}}',
+        b'{"version": VERSION, "sources": SOURCES, "strings": {}, "frames": []}',
+        b'{"version": VERSION, "sources": SOURCES, "strings": ["a"], "frames": {"1": [0, 0, "x", 0]}}',
+        b'{"version": VERSION, "sources": SOURCES, "strings": ["a"], "frames": {"1": [[], 0, 1, 0]}}',
     ],
 )  # fmt: skip
 def test_a_damaged_entry_is_as_good_as_none(program: Path, tmp_path: Path, content: bytes) -> None:
@@ -88,7 +88,7 @@ def test_a_damaged_entry_is_as_good_as_none(program: Path, tmp_path: Path, conte
     expected = resolve(program, addresses, tmp_path)
     path = entry(tmp_path, program)
     sources = json.dumps(json.loads(path.read_text())["sources"]).encode()
-    path.write_bytes(content.replace(b"SOURCES", sources))
+    path.write_bytes(content.replace(b"SOURCES", sources).replace(b"VERSION", str(cache.VERSION).encode()))
     assert resolve(program, addresses, tmp_path) == expected
 
 

@@ -7,13 +7,15 @@ import lzma
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from elftools.elf.elffile import ELFFile
 from symbols_programs import build, function_addresses, tool
 
-from heapledger.tracer.symbols import Frame, Symbolizer, build_id, load_bias
+from heapledger.tracer.symbols import Frame, Symbolizer, build_id, elf, load_bias
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +215,42 @@ def test_shared_debug_information_that_dwz_moved_out_is_followed(program: Path, 
     assert ".gnu_debugaltlink" in run(tool("readelf"), "-SW", tmp_path / "one")
     addresses = function_addresses(cxx, 200)
     assert resolve(tmp_path / "one", addresses) == resolve(cxx, addresses)
+
+
+SEGMENTS = {"PT_LOAD": elf.PT_LOAD, "PT_NOTE": elf.PT_NOTE}
+
+
+def some_elf_files(folder: Path) -> list[Path]:
+    """Programs and libraries of this system, an object with more sections than a header can count, and a 32-bit one."""
+    many, narrow = folder / "many.o", folder / "narrow.o"
+    sections = "".join(f'.section .text.f{number},"ax"\nret\n' for number in range(65_300))
+    for path, text, flags in ((many, sections, ["--64"]), (narrow, ".text\nf: ret\n", ["--32"])):
+        subprocess.run([tool("as"), *flags, "-o", str(path), "-"], input=text.encode(), check=True)
+    found = [
+        Path(sys.executable).resolve(),
+        many,
+        narrow,
+        *sorted(Path("/usr/lib/x86_64-linux-gnu").glob("lib[a-m]*.so")),
+    ]
+    return [path for path in found[:60] if path.read_bytes()[:4] == b"\x7fELF"]
+
+
+def test_headers_are_read_as_pyelftools_reads_them(tmp_path: Path) -> None:
+    files = some_elf_files(tmp_path)
+    assert len(files) > 3
+    for path in files:
+        with path.open("rb") as stream, elf.Elf(path) as ours:
+            theirs = ELFFile(stream)
+            expected = {}
+            for section in theirs.iter_sections():
+                header = section.header
+                size = 0 if header["sh_type"] == "SHT_NOBITS" else header["sh_size"]
+                expected.setdefault(section.name, (header["sh_addr"], size, header["sh_entsize"], header["sh_flags"]))
+            found = {name: (s.address, s.size, s.entry_size, s.flags) for name, s in ours.sections.items()}
+            assert found == expected, path
+            loads = [s.header for s in theirs.iter_segments() if s.header["p_type"] in SEGMENTS]
+            assert [s for s in ours.segments() if s.kind in SEGMENTS.values()] == [
+                elf.Segment(SEGMENTS[h["p_type"]], h["p_offset"], h["p_vaddr"], h["p_filesz"], bool(h["p_flags"] & 1))
+                for h in loads
+            ], path
+            assert ours.wide == (theirs.elfclass == 64)

@@ -32,7 +32,7 @@ def resolve(writer: TraceWriter, modules: Mapping[str, int], callers: Mapping[st
             own = [address + base - 1 if address < base else address - 1 for address in addresses]
             found = dict(zip(addresses, symbolizer.resolve(path, own), strict=True))
             agreed = {a: frames for a, frames in found.items() if frames and wanted[a] in ("", frames[-1].function)}
-            writer.add_frames(frame_rows(agreed, {modules[path]: agreed}))
+            writer.add_frame_rows(frame_rows(agreed, {modules[path]: agreed}))
             resolved += len(agreed)
     finally:
         symbolizer.close()

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from heapledger.store.ddl import JIT
 
 if TYPE_CHECKING:
+    from heapledger.store.writer import FrameRow
     from heapledger.tracer.image import Image
 
 #: What a node's module is when it is none: the row's number in its process, and that row.
@@ -181,7 +182,7 @@ class PerfMap:
                 reading.read(fd)
             except OSError as error:
                 image.notes.append(f"the perf map of the process could not be read: {error.strerror}")
-        image.writer.add_frames(_rows(int(image.module_ids[0]), reading.meanings()))
+        image.writer.add_frame_rows(_rows(int(image.module_ids[0]), reading.meanings()))
         if reading.unreadable:
             image.notes.append(f"{reading.unreadable} lines of the perf map are not understood")
         if reading.skipped_bytes:
@@ -268,6 +269,6 @@ def _parent_name(image: Image) -> str:
     return "" if parent == NO_PARENT else f"{image.control.get('ppid')}.{parent}"
 
 
-def _rows(module_id: int, found: Iterable[tuple[int, Meaning]]) -> Iterator[dict[str, Any]]:
+def _rows(module_id: int, found: Iterable[tuple[int, Meaning]]) -> Iterator[FrameRow]:
     for address, (function, file, line) in found:
-        yield {"module_id": module_id, "offset": address, "depth": 0, "function": function, "file": file, "line": line}
+        yield module_id, address, 0, function, file, line

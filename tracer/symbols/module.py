@@ -16,6 +16,9 @@ from heapledger.tracer.symbols.locate import by_altlink, by_build_id, by_debugli
 
 MINI_LIMIT_BYTES = 256 << 20
 LZMA_MEMORY_BYTES = 128 << 20
+# More strings than this are taken from the whole table, if it is no larger than that.
+SINGLE_READS = 16
+WHOLE_LIMIT_BYTES = 16 << 20
 
 
 class Module:
@@ -97,12 +100,16 @@ class Module:
     def _table_symbols(self, elf: Elf, table: str, offsets: list[int]) -> dict[int, str]:
         section = elf.section(table)
         strings = elf.linked(section) if section is not None else None
-        offsets = [offset for offset in offsets if elf.is_code(offset)]
+        offsets = elf.code_in(offsets)
         if section is None or strings is None or not offsets:
             return {}
         try:
             names, _ = self._engine.covering_symbols(section.data(), section.entry_size, elf.wide, array("Q", offsets))
-            return {o: decoded(strings.string(n)) for o, n in zip(offsets, names, strict=True) if n >= 0}
+            distinct = set(names)
+            if len(distinct) > SINGLE_READS and strings.size <= WHOLE_LIMIT_BYTES:
+                strings.data()
+            texts = {n: decoded(strings.string(n)) for n in distinct if n >= 0}
+            return {o: texts[n] for o, n in zip(offsets, names, strict=True) if n >= 0}
         except PARSE_ERRORS:
             return {}
 

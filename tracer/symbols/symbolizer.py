@@ -17,6 +17,7 @@ from heapledger.tracer.symbols.module import Module
 DEFAULT_DEBUG_DIRS = (Path("/usr/lib/debug"),)
 OPEN_MODULES = 8
 ADDRESS_LIMIT = 1 << 64
+DEBUG_SECTIONS = (".debug_info", ".gnu_debugdata")
 
 
 class _DefaultCache:
@@ -42,7 +43,9 @@ class _Entry:
         self._image = image
         places = candidates(image, self.build_id, debug_dirs)
         self.sources = cache.fingerprint([path if self.trusted else None, *places])
-        self.cache_dir = cache_dir if self.build_id and len(self.build_id) >= 4 else None
+        # What symbol tables alone say is read again as fast as it is read from the cache.
+        debug = any(self.sources[1:]) or (image is not None and any(map(image.section, DEBUG_SECTIONS)))
+        self.cache_dir = cache_dir if debug and self.build_id and len(self.build_id) >= 4 else None
         self.known: cache.Known = {}
         if self.cache_dir is not None and self.build_id:
             self.known = cache.load(self.cache_dir, self.build_id, self.sources)

@@ -86,6 +86,10 @@ class _Nodes:
     packer: blocks.Packer = field(default_factory=blocks.Packer)
 
 
+#: A row of the table frame: module_id, offset, depth, function, file, line.
+FrameRow = tuple[int, int, int, str, str | None, int | None]
+
+
 class TraceWriter:
     """The one writer of a trace file. Methods may be called from several threads.
 
@@ -282,6 +286,20 @@ class TraceWriter:
 
     def add_frames(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Resolved symbols: module_id, offset, depth, function, file, line. Known ones are replaced."""
+        self.add_frame_rows(
+            (
+                int(row["module_id"]),
+                int(row["offset"]),
+                row.get("depth", 0),
+                row.get("function") or "",
+                row.get("file"),
+                row.get("line"),
+            )
+            for row in rows
+        )
+
+    def add_frame_rows(self, rows: Iterable[FrameRow]) -> None:
+        """As `add_frames`, for who has very many."""
         sql = (
             'INSERT INTO frame (module_id, "offset", depth, function, file, line) VALUES (?, ?, ?, ?, ?, ?)'
             ' ON CONFLICT (module_id, "offset", depth)'
@@ -292,15 +310,8 @@ class TraceWriter:
             self._connection.executemany(
                 sql,
                 (
-                    (
-                        row["module_id"],
-                        signed(int(row["offset"])),
-                        row.get("depth", 0),
-                        _readable(row.get("function") or ""),
-                        _readable(row.get("file")),
-                        row.get("line"),
-                    )
-                    for row in rows
+                    (module_id, signed(offset), depth, _readable(function), _readable(file), line)
+                    for module_id, offset, depth, function, file, line in rows
                 ),
             )
 
