@@ -270,11 +270,12 @@ HL_EXPORT void *reallocarray(void *old, size_t count, size_t size)
 
 /* All of these record before the real call, so that the address cannot be seen to be used again before. */
 
-static COLD void free_anyhow(void *block, const struct caller *from)
+/* age: what a sample says of the block, enum sample_age; 0 in a full capture. */
+static COLD void free_anyhow(void *block, unsigned age, const struct caller *from)
 {
     struct hl_event event;
-    struct hl_values v = {.addr = (uint64_t)block};
-    bool recorded = alloc_begin(&event, HL_FREE, word_before(block), 0, 0, &v, from);
+    struct hl_values v = {.addr = (uint64_t)block, .arg = age};
+    bool recorded = alloc_begin(&event, HL_FREE, word_before(block), 0, age != 0, &v, from);
     REAL(free)(block);
     if (recorded)
         record_result(&event, (uint64_t)block, 0, 0);
@@ -286,7 +287,7 @@ static HOT void free_all(void *block)
     uint64_t word = word_before(block);
     if (unlikely(!thread || word >= HL_SIZE_EXT)) {
         struct caller from = CALLER;
-        free_anyhow(block, &from);
+        free_anyhow(block, 0, &from);
         return;
     }
     struct hl_event event;
@@ -304,7 +305,7 @@ static COLD void free_sample(void *block)
         return;
     }
     struct caller from = CALLER;
-    free_anyhow(block, &from);
+    free_anyhow(block, sample_age(block), &from);
 }
 
 static COLD void free_new(void *block)

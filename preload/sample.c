@@ -133,20 +133,31 @@ static bool set_grow(struct sample_set *newest)
     return true;
 }
 
+/* The block this thread was given last of those in the sample, and hl_sample_left right after: each request lowers it. */
+static __thread const void *newest;
+static __thread uint64_t newest_left;
+
+enum sample_age sample_age(const void *block)
+{
+    return block == newest && hl_sample_left == newest_left ? SAMPLE_TEMPORARY : SAMPLE_OLDER;
+}
+
 void sample_add(const void *block)
 {
+    newest = block;
+    newest_left = hl_sample_left;
     uint64_t hash = sample_hash(block);
     if (sample_maybe(block))
         (void)sample_remove(block); /* it was freed where we do not see it */
     for (;;) {
-        struct sample_set *newest = __atomic_load_n(&hl_samples, __ATOMIC_ACQUIRE);
-        for (struct sample_set *set = newest; set; set = set->older) {
+        struct sample_set *largest = __atomic_load_n(&hl_samples, __ATOMIC_ACQUIRE);
+        for (struct sample_set *set = largest; set; set = set->older) {
             counter_add(&set->counters[hash >> set->shift], 1);
             if (bucket_swap(set, hash, 0, (uint64_t)block))
                 return;
             counter_add(&set->counters[hash >> set->shift], -1);
         }
-        if (!set_grow(newest))
+        if (!set_grow(largest))
             return;
     }
 }

@@ -74,6 +74,10 @@ void sample_fork_child(void);
 /* Adds a block that was recorded. Without memory for it its free will not be recorded. Async-signal-safe, any thread. */
 void sample_add(const void *block);
 
+/* Whether this thread requested nothing since it was given this sampled block (blocks of no bytes aside), for HL_FREE. */
+enum sample_age { SAMPLE_TEMPORARY = 1, SAMPLE_OLDER = 2 };
+enum sample_age sample_age(const void *block);
+
 /* Takes a block out that is about to be freed. False: it was not sampled. Async-signal-safe, any thread. */
 bool sample_remove(const void *block);
 

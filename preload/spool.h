@@ -55,6 +55,7 @@
  *   only the old     HL_FREE of it, from before the real call to after it; its HL_EXT slot is all zeros (or has the size)
  *   only the new     HL_REALLOC with arg 0: where it was before is not known (or it was nowhere)
  *   old, and failed  HL_REALLOC with addr 0, as ever: the old block lives on
+ * HL_FREE by free has an HL_EXT slot: arg is 1 if the thread requested nothing since it was given the block, else 2 (sample.h).
  * All other kinds are recorded as ever.
  *
  * Time. Reading the TSC costs more than all the rest of a slot, so the owner reads it only for the first event of a thread, for

@@ -241,3 +241,25 @@ def test_the_page_of_a_sample_wears_a_badge_and_marks_estimates(sample: Path, fu
     assert 'class="within"' not in pages[full]
     assert "freed at (" in pages[full]
     assert pages[full].count("drop_other") > 1
+
+
+def test_what_run_samples_agrees_with_a_full_trace_of_the_same_program(
+    full: Path, native: Callable[..., Path], heapledger: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The shim's own sample, of another run: the program is deterministic."""
+    path, program = tmp_path / "run.heapledger", native("sites.c", "-O1", "-fno-builtin")
+    done = heapledger("run", "-q", "--sample", "20000", "--sample-seed", "11", "-o", path, "--", program, "6000")
+    assert done.returncode == 0, done.stderr
+    with Trace(path) as trace:
+        assert trace.process().sample_bytes == 20_000
+    true, found = reports_of(full), reports_of(path)
+    for what in ("allocated", "released", "temporary", "live"):
+        for i in (0, 1):
+            assert near(found["lifetimes"][what][i], found["lifetimes"][what][i + 2], true["lifetimes"][what][i]), what
+    sites, exact = by_name(found["lifetimes"]["sites"]), by_name(true["lifetimes"]["sites"])
+    assert near(sites["scratch"]["temporary"][0], sites["scratch"]["temporary"][2], 30_000)
+    for name in ("scratch", "make_small", "make_medium", "make_large"):
+        assert near(sites[name]["allocated"][1], sites[name]["allocated"][3], exact[name]["allocated"][1]), name
+    assert [place["function"] for place in sites["make_medium"]["freed_at"]] == ["drop_other"]
+    report_json = found["report"]
+    assert sum(o["rss_bytes"] for o in report_json["owners"]) == report_json["pagemap_bytes"]

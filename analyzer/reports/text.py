@@ -38,6 +38,8 @@ def about(count: int, standard_error: int | None) -> str:
     while count >= 1024 ** (unit + 1) and unit < len(_UNITS) - 1:
         unit += 1
     digits = 1 if unit else 0
+    if 0 < standard_error / 1024**unit < 0.05:
+        return f"~{size(count)} ± {size(standard_error)}"
     return f"~{count / 1024**unit:,.{digits}f} ± {standard_error / 1024**unit:,.{digits}f} {_UNITS[unit]}"
 
 

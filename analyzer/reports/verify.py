@@ -116,7 +116,8 @@ def render(report: dict[str, Any], page: Page) -> None:
         ["", "", f"{addresses['reordered']:,} in another order, {addresses['forced']:,} taken over as observed"],
         *([["", "", reasons_line(report["reasons"])]] if report["reasons"] else []),
         ["mappings", _share(maps["exact"], maps["compared"]),
-         f"{maps['exact']:,} of {maps['compared']:,} agree" if maps["compared"] else "no snapshot was taken"],
+         f"{maps['exact']:,} of {maps['compared']:,} agree" if maps["compared"]
+         else "of a sample nothing is predicted" if report["sampled"] else "no snapshot was taken"],
         ["RSS", _share(rss["ledger_bytes"], rss["kernel_bytes"]),
          f"{size(rss['ledger_bytes'])} of the kernel's {size(rss['kernel_bytes'])} have an owner"
          if rss["kernel_bytes"] else "no snapshot was taken"],

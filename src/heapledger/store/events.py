@@ -42,8 +42,10 @@ caller of every malloc, free and their kin, and of mmap, mremap, brk and sbrk; f
 
 In a sampled process (`sample_bytes` B above 0) an allocation of s requested bytes is here with probability
 p = 1 - exp(-s/B), independently of all others, and stands for 1/p of its kind; one of no bytes never is. A FREE is
-here if its block is. REALLOC asks for each of its blocks: with only the new one in the sample `arg` and `arg2` are 0,
-whatever the old one was; with only the old one it is a FREE, unless it failed. All other kinds are here always.
+here if its block is; `arg` is 1 if the thread requested nothing since it was given the block (it was temporary), 2 if
+it did, 0 where realloc ended it. REALLOC asks for each of its blocks: with only the new one in the sample `arg` and
+`arg2` are 0, whatever the old one was; with only the old one it is a FREE, unless it failed. All other kinds are here
+always.
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@
         "extra_compile_args": [
             "-O3"
         ],
-        "name": "heapledger.store._kernels",
+        "name": "heapledger.tracer._slots",
         "sources": [
-            "src/heapledger/store/_kernels.pyx"
+            "tracer/_slots.pyx"
         ]
     },
-    "module_name": "heapledger.store._kernels"
+    "module_name": "heapledger.tracer._slots"
 }
 END: Cython Metadata */
 
@@ -1265,17 +1265,16 @@ static int __Pyx_init_tpflags_variables(void) {
   #endif
 #endif
 
-#define __PYX_HAVE__heapledger__store___kernels
-#define __PYX_HAVE_API__heapledger__store___kernels
+#define __PYX_HAVE__heapledger__tracer___slots
+#define __PYX_HAVE_API__heapledger__tracer___slots
 /* Early includes */
-#include <string.h>
-#include <stdio.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include "pythread.h"
+#include <string.h>
 
     typedef int (*__pyx_memoryview_to_dtype_func_type)(char*, PyObject*);
     
+#include <stdlib.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif /* _OPENMP */
@@ -1493,9 +1492,8 @@ static const char * const __pyx_cfilenm = __FILE__;
 /* #### Code section: filename_table ### */
 
 static const char* const __pyx_f[] = {
-  "src/heapledger/store/_kernels.pyx",
+  "tracer/_slots.pyx",
   "View.MemoryView",
-  "cpython/type.pxd",
 };
 /* #### Code section: utility_code_proto_before_types ### */
 /* Atomics.proto (used by UnpackUnboundCMethod) */
@@ -1755,19 +1753,21 @@ struct __pyx_MemviewEnum_obj;
 struct __pyx_memoryview_obj;
 struct __pyx_memoryviewslice_obj;
 
-/* "heapledger/store/_kernels.pyx":9
- * from libc.stdlib cimport free, malloc
+/* "tracer/_slots.pyx":8
+ * from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
  * 
  * cdef enum:             # <<<<<<<<<<<<<<
- *     PLAIN = 0
- *     DELTA = 1
+ *     FREE = 4
+ *     CALLOC = 2
 */
 enum  {
-  __pyx_e_10heapledger_5store_8_kernels_PLAIN = 0,
-  __pyx_e_10heapledger_5store_8_kernels_DELTA = 1,
-  __pyx_e_10heapledger_5store_8_kernels_SECOND = 2,
-  __pyx_e_10heapledger_5store_8_kernels_EXIT = 3,
-  __pyx_e_10heapledger_5store_8_kernels_CHUNK = 4
+  __pyx_e_10heapledger_6tracer_6_slots_FREE = 4,
+  __pyx_e_10heapledger_6tracer_6_slots_CALLOC = 2,
+  __pyx_e_10heapledger_6tracer_6_slots_MEMALIGN = 5,
+  __pyx_e_10heapledger_6tracer_6_slots_TIME = 61,
+  __pyx_e_10heapledger_6tracer_6_slots_LATE = 62,
+  __pyx_e_10heapledger_6tracer_6_slots_EXT = 63,
+  __pyx_e_10heapledger_6tracer_6_slots_MORE = 0x40
 };
 
 /* "View.MemoryView":128
@@ -2829,25 +2829,6 @@ static int __Pyx__SetItemOnTypeDict(PyTypeObject *tp, PyObject *k, PyObject *v);
 /* SetupReduce.export */
 static int __Pyx_setup_reduce(PyObject* type_obj);
 
-/* TypeImport.proto */
-#ifndef __PYX_HAVE_RT_ImportType_proto_3_3_1
-#define __PYX_HAVE_RT_ImportType_proto_3_3_1
-#if defined (__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
-#include <stdalign.h>
-#endif
-#if (defined (__STDC_VERSION__) && __STDC_VERSION__ >= 201112L) || __cplusplus >= 201103L
-#define __PYX_GET_STRUCT_ALIGNMENT_3_3_1(s) alignof(s)
-#else
-#define __PYX_GET_STRUCT_ALIGNMENT_3_3_1(s) sizeof(void*)
-#endif
-enum __Pyx_ImportType_CheckSize_3_3_1 {
-   __Pyx_ImportType_CheckSize_Error_3_3_1 = 0,
-   __Pyx_ImportType_CheckSize_Warn_3_3_1 = 1,
-   __Pyx_ImportType_CheckSize_Ignore_3_3_1 = 2
-};
-static PyTypeObject *__Pyx_ImportType_3_3_1(PyObject* module, const char *module_name, const char *class_name, size_t size, size_t alignment, enum __Pyx_ImportType_CheckSize_3_3_1 check_size);
-#endif
-
 /* dict_setdefault.proto (used by FetchCommonType) */
 static CYTHON_INLINE PyObject *__Pyx_PyDict_SetDefault(PyObject *d, PyObject *key, PyObject *default_value);
 
@@ -3104,10 +3085,22 @@ static int __Pyx_ValidateAndInit_memviewslice(
                 PyObject *original_obj);
 
 /* ObjectToMemviewSlice.proto */
-static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint64_t__const__(PyObject *, int writable_flag);
+static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_d_dc_nn_uint64_t__const__(PyObject *, int writable_flag);
 
 /* ObjectToMemviewSlice.proto */
 static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t__const__(PyObject *, int writable_flag);
+
+/* ObjectToMemviewSlice.proto */
+static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint64_t(PyObject *, int writable_flag);
+
+/* ObjectToMemviewSlice.proto */
+static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t(PyObject *, int writable_flag);
+
+/* ObjectToMemviewSlice.proto */
+static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_d_dc_nn_uint64_t(PyObject *, int writable_flag);
+
+/* ObjectToMemviewSlice.proto */
+static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint32_t(PyObject *, int writable_flag);
 
 /* MemviewSliceCopy.proto */
 static __Pyx_memviewslice
@@ -3115,9 +3108,6 @@ __pyx_memoryview_copy_new_contig(const __Pyx_memviewslice *from_mvs,
                                  const char *mode, int ndim,
                                  Py_ssize_t sizeof_dtype, int contig_flag,
                                  int dtype_is_object);
-
-/* CIntFromPy.proto */
-static CYTHON_INLINE int __Pyx_PyLong_As_int(PyObject *);
 
 /* PyObjectVectorcallKwds.proto (used by PyObjectVectorcallMethodKwds) */
 #if CYTHON_VECTORCALL
@@ -3137,10 +3127,10 @@ static PyObject *__Pyx_Object_VectorcallMethodKwds(PyObject *name, PyObject *con
 #endif
 
 /* CIntToPy.proto */
-static CYTHON_INLINE PyObject* __Pyx_PyLong_From_int(int value);
+static CYTHON_INLINE PyObject* __Pyx_PyLong_From_uint64_t(uint64_t value);
 
 /* CIntToPy.proto */
-static CYTHON_INLINE PyObject* __Pyx_PyLong_From_uint64_t(uint64_t value);
+static CYTHON_INLINE PyObject* __Pyx_PyLong_From_uint8_t(uint8_t value);
 
 /* PyObjectCallMethod1.proto (used by UpdateUnpickledDict) */
 static CYTHON_INLINE PyObject* __Pyx_PyObject_CallMethod1(PyObject* obj, PyObject* method_name, PyObject* arg);
@@ -3155,7 +3145,13 @@ static void __Pyx_RaiseUnpickleChecksumError(long checksum, long checksum1, long
 static CYTHON_INLINE int __Pyx_CheckUnpickleChecksum(long checksum, long checksum1, long checksum2, long checksum3, const char *members);
 
 /* CIntFromPy.proto */
+static CYTHON_INLINE int __Pyx_PyLong_As_int(PyObject *);
+
+/* CIntFromPy.proto */
 static CYTHON_INLINE long __Pyx_PyLong_As_long(PyObject *);
+
+/* CIntToPy.proto */
+static CYTHON_INLINE PyObject* __Pyx_PyLong_From_int(int value);
 
 /* CIntToPy.proto */
 static CYTHON_INLINE PyObject* __Pyx_PyLong_From_long(long value);
@@ -3267,25 +3263,12 @@ static PyObject *__pyx_memoryviewslice_convert_item_to_object(struct __pyx_memor
 static PyObject *__pyx_memoryviewslice_assign_item_from_object(struct __pyx_memoryviewslice_obj *__pyx_v_self, char *__pyx_v_itemp, PyObject *__pyx_v_value); /* proto*/
 static PyObject *__pyx_memoryviewslice__get_base(struct __pyx_memoryviewslice_obj *__pyx_v_self); /* proto*/
 
-/* Module declarations from "libc.string" */
-
-/* Module declarations from "libc.stdio" */
-
-/* Module declarations from "__builtin__" */
-
-/* Module declarations from "cpython.type" */
-
-/* Module declarations from "cpython" */
-
-/* Module declarations from "cpython.object" */
-
-/* Module declarations from "cpython.bytes" */
-
 /* Module declarations from "libc.stdint" */
 
-/* Module declarations from "libc.stdlib" */
-
-/* Module declarations from "heapledger.store._kernels" */
+/* Module declarations from "heapledger.tracer._slots" */
+static uint64_t __pyx_v_10heapledger_6tracer_6_slots_SPAN_LATE;
+static uint64_t __pyx_v_10heapledger_6tracer_6_slots_EXCESS_LATE;
+static uint64_t __pyx_v_10heapledger_6tracer_6_slots_SIZE_EXT;
 static PyObject *__pyx_collections_abc_Sequence = 0;
 static PyObject *generic = 0;
 static PyObject *strided = 0;
@@ -3294,11 +3277,8 @@ static PyObject *contiguous = 0;
 static PyObject *indirect_contiguous = 0;
 static int __pyx_memoryview_thread_locks_used;
 static PyThread_type_lock __pyx_memoryview_thread_locks[8];
-static CYTHON_INLINE uint64_t __pyx_f_10heapledger_5store_8_kernels_zigzag(uint64_t); /*proto*/
-static CYTHON_INLINE uint64_t __pyx_f_10heapledger_5store_8_kernels_chunk_of(uint64_t); /*proto*/
-static uint64_t __pyx_f_10heapledger_5store_8_kernels_residuals(uint64_t const *, uint64_t const *, uint64_t const *, uint8_t const *, Py_ssize_t, int, uint64_t *); /*proto*/
-static void __pyx_f_10heapledger_5store_8_kernels_reorder(uint64_t const *, uint8_t const *, Py_ssize_t, uint64_t *); /*proto*/
-static void __pyx_f_10heapledger_5store_8_kernels_split_planes(uint64_t const *, Py_ssize_t, int, uint8_t *); /*proto*/
+static CYTHON_INLINE uint64_t __pyx_f_10heapledger_6tracer_6_slots_widened(uint64_t, int); /*proto*/
+static Py_ssize_t __pyx_f_10heapledger_6tracer_6_slots_decode_all(uint64_t const *, Py_ssize_t, uint8_t const *, uint8_t const *, uint64_t *, uint8_t *, uint64_t *, uint64_t *, uint64_t *, uint64_t *, uint64_t *, uint64_t *, uint64_t *, uint64_t *, uint32_t *); /*proto*/
 static int __pyx_array_allocate_buffer(struct __pyx_array_obj *); /*proto*/
 static struct __pyx_array_obj *__pyx_array_new(PyObject *, Py_ssize_t, char *, char const *, char *); /*proto*/
 static PyObject *__pyx_memoryview_new(PyObject *, int, int, __Pyx_TypeInfo const *); /*proto*/
@@ -3339,12 +3319,15 @@ static PyObject *__pyx_unpickle_Enum__set_state(struct __pyx_MemviewEnum_obj *, 
 /* #### Code section: typeinfo ### */
 static const __Pyx_TypeInfo __Pyx_TypeInfo_nn_uint64_t__const__ = { "const uint64_t", NULL, sizeof(uint64_t const ), { 0 }, 0, __PYX_IS_UNSIGNED(uint64_t const ) ? 'U' : 'I', __PYX_IS_UNSIGNED(uint64_t const ), 0 };
 static const __Pyx_TypeInfo __Pyx_TypeInfo_nn_uint8_t__const__ = { "const uint8_t", NULL, sizeof(uint8_t const ), { 0 }, 0, __PYX_IS_UNSIGNED(uint8_t const ) ? 'U' : 'I', __PYX_IS_UNSIGNED(uint8_t const ), 0 };
+static const __Pyx_TypeInfo __Pyx_TypeInfo_nn_uint64_t = { "uint64_t", NULL, sizeof(uint64_t), { 0 }, 0, __PYX_IS_UNSIGNED(uint64_t) ? 'U' : 'I', __PYX_IS_UNSIGNED(uint64_t), 0 };
+static const __Pyx_TypeInfo __Pyx_TypeInfo_nn_uint8_t = { "uint8_t", NULL, sizeof(uint8_t), { 0 }, 0, __PYX_IS_UNSIGNED(uint8_t) ? 'U' : 'I', __PYX_IS_UNSIGNED(uint8_t), 0 };
+static const __Pyx_TypeInfo __Pyx_TypeInfo_nn_uint32_t = { "uint32_t", NULL, sizeof(uint32_t), { 0 }, 0, __PYX_IS_UNSIGNED(uint32_t) ? 'U' : 'I', __PYX_IS_UNSIGNED(uint32_t), 0 };
 /* #### Code section: before_global_var ### */
-#define __Pyx_MODULE_NAME "heapledger.store._kernels"
-extern int __pyx_module_is_main_heapledger__store___kernels;
-int __pyx_module_is_main_heapledger__store___kernels = 0;
+#define __Pyx_MODULE_NAME "heapledger.tracer._slots"
+extern int __pyx_module_is_main_heapledger__tracer___slots;
+int __pyx_module_is_main_heapledger__tracer___slots = 0;
 
-/* Implementation of "heapledger.store._kernels" */
+/* Implementation of "heapledger.tracer._slots" */
 /* #### Code section: global_var ### */
 static PyObject *__pyx_builtin___import__;
 static PyObject *__pyx_builtin_enumerate;
@@ -3364,7 +3347,7 @@ static const char __pyx_k_Cannot_transpose_memoryview_with[] = "Cannot transpose
 static const char __pyx_k_Empty_shape_tuple_for_cython_arr[] = "Empty shape tuple for cython.array";
 static const char __pyx_k_Indirect_dimensions_not_supporte[] = "Indirect dimensions not supported";
 static const char __pyx_k_Out_of_bounds_on_buffer_access_a[] = "Out of bounds on buffer access (axis %zd)";
-static const char __pyx_k_The_encoder_s_inner_loop_compile[] = "The encoder\047s inner loop, compiled: a column\047s transform, order and byte planes in two passes, without the interpreter\nlock. The same thing in numpy is `blocks._encode_by_numpy`, which is also the oracle of its tests.";
+static const char __pyx_k_Slots_of_a_ring_to_columns_compi[] = "Slots of a ring to columns, compiled: what `spool.decode` does with the ordinary ones, in one pass and without the\ninterpreter lock. The layout is drawn in preload/spool.h. `spool._decode_any` does the rest, and is the oracle of its tests.\n";
 static const char __pyx_k_Unable_to_convert_item_to_object[] = "Unable to convert item to object";
 static const char __pyx_k_got_differing_extents_in_dimensi[] = "got differing extents in dimension %d (got %zd and %zd)";
 /* #### Code section: decls ### */
@@ -3409,7 +3392,7 @@ static void __pyx_memoryviewslice___pyx_pf_15View_dot_MemoryView_16_memoryviewsl
 static PyObject *__pyx_pf___pyx_memoryviewslice___reduce_cython__(CYTHON_UNUSED struct __pyx_memoryviewslice_obj *__pyx_v_self); /* proto */
 static PyObject *__pyx_pf___pyx_memoryviewslice_2__setstate_cython__(CYTHON_UNUSED struct __pyx_memoryviewslice_obj *__pyx_v_self, CYTHON_UNUSED PyObject *__pyx_v___pyx_state); /* proto */
 static PyObject *__pyx_pf_15View_dot_MemoryView___pyx_unpickle_Enum(CYTHON_UNUSED PyObject *__pyx_self, PyObject *__pyx_v___pyx_type, long __pyx_v___pyx_checksum, PyObject *__pyx_v___pyx_state); /* proto */
-static PyObject *__pyx_pf_10heapledger_5store_8_kernels_encode(CYTHON_UNUSED PyObject *__pyx_self, __Pyx_memviewslice __pyx_v_values, __Pyx_memviewslice __pyx_v_seq, __Pyx_memviewslice __pyx_v_size, __Pyx_memviewslice __pyx_v_allocation, int __pyx_v_transform, int __pyx_v_split); /* proto */
+static PyObject *__pyx_pf_10heapledger_6tracer_6_slots_decode(CYTHON_UNUSED PyObject *__pyx_self, __Pyx_memviewslice __pyx_v_slots, __Pyx_memviewslice __pyx_v_known, __Pyx_memviewslice __pyx_v_has_word, __Pyx_memviewslice __pyx_v_carry, __Pyx_memviewslice __pyx_v_kind, __Pyx_memviewslice __pyx_v_wide, __Pyx_memviewslice __pyx_v_stack); /* proto */
 static PyObject *__pyx_tp_new__initialisation_array(PyObject *o, 
 #if CYTHON_VECTORCALL_TPNEW
     PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames
@@ -3531,7 +3514,6 @@ namespace {
     PyObject *__pyx_empty_tuple;
     PyObject *__pyx_empty_bytes;
     PyObject *__pyx_empty_unicode;
-    PyTypeObject *__pyx_ptype_7cpython_4type_type;
     PyObject *__pyx_type___pyx_array;
     PyObject *__pyx_type___pyx_MemviewEnum;
     PyObject *__pyx_type___pyx_memoryview;
@@ -3544,9 +3526,9 @@ namespace {
     __Pyx_CachedCFunction __pyx_umethod_PyDict_Type_pop;
     __Pyx_CachedCFunction __pyx_umethod_PyDict_Type_values;
     PyObject *__pyx_slice[1];
-    PyObject *__pyx_tuple[3];
+    PyObject *__pyx_tuple[2];
     PyObject *__pyx_codeobj_tab[1];
-    PyObject *__pyx_string_tab[108];
+    PyObject *__pyx_string_tab[107];
     PyObject *__pyx_number_tab[3];
 /* #### Code section: module_state_contents ### */
 /* PyFrozenDict.module_state_decls */
@@ -3614,96 +3596,95 @@ static __pyx_mstatetype * const __pyx_mstate_global = &__pyx_mstate_global_stati
 #define __pyx_kp_u_Note_that_Cython_is_deliberately __pyx_string_tab[15]
 #define __pyx_kp_u_add_note __pyx_string_tab[16]
 #define __pyx_kp_u_collections_abc __pyx_string_tab[17]
-#define __pyx_kp_u_columns_of_different_lengths __pyx_string_tab[18]
+#define __pyx_kp_u_columns_are_too_short __pyx_string_tab[18]
 #define __pyx_kp_u_disable __pyx_string_tab[19]
 #define __pyx_kp_u_enable __pyx_string_tab[20]
 #define __pyx_kp_u_gc __pyx_string_tab[21]
 #define __pyx_kp_u_isenabled __pyx_string_tab[22]
 #define __pyx_kp_u_no_default___reduce___due_to_non __pyx_string_tab[23]
-#define __pyx_kp_u_src_heapledger_store__kernels_py __pyx_string_tab[24]
-#define __pyx_kp_u_unable_to_allocate_array_data __pyx_string_tab[25]
-#define __pyx_kp_u_unable_to_allocate_shape_and_str __pyx_string_tab[26]
-#define __pyx_n_u_ASCII __pyx_string_tab[27]
-#define __pyx_n_u_Ellipsis __pyx_string_tab[28]
-#define __pyx_n_u_Sequence __pyx_string_tab[29]
-#define __pyx_n_u_View_MemoryView __pyx_string_tab[30]
-#define __pyx_n_u_Pyx_PyDict_NextRef __pyx_string_tab[31]
-#define __pyx_n_u_annotate __pyx_string_tab[32]
-#define __pyx_n_u_class __pyx_string_tab[33]
-#define __pyx_n_u_class_getitem __pyx_string_tab[34]
-#define __pyx_n_u_dict __pyx_string_tab[35]
-#define __pyx_n_u_func __pyx_string_tab[36]
-#define __pyx_n_u_getstate __pyx_string_tab[37]
-#define __pyx_n_u_import __pyx_string_tab[38]
-#define __pyx_n_u_main __pyx_string_tab[39]
-#define __pyx_n_u_module __pyx_string_tab[40]
-#define __pyx_n_u_name_2 __pyx_string_tab[41]
-#define __pyx_n_u_new __pyx_string_tab[42]
-#define __pyx_n_u_pyx_checksum __pyx_string_tab[43]
-#define __pyx_n_u_pyx_state __pyx_string_tab[44]
-#define __pyx_n_u_pyx_type __pyx_string_tab[45]
-#define __pyx_n_u_pyx_unpickle_Enum __pyx_string_tab[46]
-#define __pyx_n_u_pyx_vtable __pyx_string_tab[47]
-#define __pyx_n_u_qualname __pyx_string_tab[48]
-#define __pyx_n_u_reduce __pyx_string_tab[49]
-#define __pyx_n_u_reduce_cython __pyx_string_tab[50]
-#define __pyx_n_u_reduce_ex __pyx_string_tab[51]
-#define __pyx_n_u_set_name __pyx_string_tab[52]
-#define __pyx_n_u_setstate __pyx_string_tab[53]
-#define __pyx_n_u_setstate_cython __pyx_string_tab[54]
-#define __pyx_n_u_test __pyx_string_tab[55]
-#define __pyx_n_u_is_coroutine __pyx_string_tab[56]
-#define __pyx_n_u_abc __pyx_string_tab[57]
-#define __pyx_n_u_allocate_buffer __pyx_string_tab[58]
-#define __pyx_n_u_allocation __pyx_string_tab[59]
+#define __pyx_kp_u_slots_have_four_words __pyx_string_tab[24]
+#define __pyx_kp_u_tracer__slots_pyx __pyx_string_tab[25]
+#define __pyx_kp_u_unable_to_allocate_array_data __pyx_string_tab[26]
+#define __pyx_kp_u_unable_to_allocate_shape_and_str __pyx_string_tab[27]
+#define __pyx_n_u_ASCII __pyx_string_tab[28]
+#define __pyx_n_u_Ellipsis __pyx_string_tab[29]
+#define __pyx_n_u_Sequence __pyx_string_tab[30]
+#define __pyx_n_u_View_MemoryView __pyx_string_tab[31]
+#define __pyx_n_u_Pyx_PyDict_NextRef __pyx_string_tab[32]
+#define __pyx_n_u_annotate __pyx_string_tab[33]
+#define __pyx_n_u_class __pyx_string_tab[34]
+#define __pyx_n_u_class_getitem __pyx_string_tab[35]
+#define __pyx_n_u_dict __pyx_string_tab[36]
+#define __pyx_n_u_func __pyx_string_tab[37]
+#define __pyx_n_u_getstate __pyx_string_tab[38]
+#define __pyx_n_u_import __pyx_string_tab[39]
+#define __pyx_n_u_main __pyx_string_tab[40]
+#define __pyx_n_u_module __pyx_string_tab[41]
+#define __pyx_n_u_name_2 __pyx_string_tab[42]
+#define __pyx_n_u_new __pyx_string_tab[43]
+#define __pyx_n_u_pyx_checksum __pyx_string_tab[44]
+#define __pyx_n_u_pyx_state __pyx_string_tab[45]
+#define __pyx_n_u_pyx_type __pyx_string_tab[46]
+#define __pyx_n_u_pyx_unpickle_Enum __pyx_string_tab[47]
+#define __pyx_n_u_pyx_vtable __pyx_string_tab[48]
+#define __pyx_n_u_qualname __pyx_string_tab[49]
+#define __pyx_n_u_reduce __pyx_string_tab[50]
+#define __pyx_n_u_reduce_cython __pyx_string_tab[51]
+#define __pyx_n_u_reduce_ex __pyx_string_tab[52]
+#define __pyx_n_u_set_name __pyx_string_tab[53]
+#define __pyx_n_u_setstate __pyx_string_tab[54]
+#define __pyx_n_u_setstate_cython __pyx_string_tab[55]
+#define __pyx_n_u_test __pyx_string_tab[56]
+#define __pyx_n_u_is_coroutine __pyx_string_tab[57]
+#define __pyx_n_u_abc __pyx_string_tab[58]
+#define __pyx_n_u_allocate_buffer __pyx_string_tab[59]
 #define __pyx_n_u_asyncio_coroutines __pyx_string_tab[60]
 #define __pyx_n_u_base __pyx_string_tab[61]
 #define __pyx_n_u_c __pyx_string_tab[62]
-#define __pyx_n_u_cline_in_traceback __pyx_string_tab[63]
-#define __pyx_n_u_count __pyx_string_tab[64]
-#define __pyx_n_u_dtype_is_object __pyx_string_tab[65]
-#define __pyx_n_u_encode __pyx_string_tab[66]
-#define __pyx_n_u_enumerate __pyx_string_tab[67]
-#define __pyx_n_u_error __pyx_string_tab[68]
-#define __pyx_n_u_flags __pyx_string_tab[69]
-#define __pyx_n_u_format __pyx_string_tab[70]
-#define __pyx_n_u_fortran __pyx_string_tab[71]
-#define __pyx_n_u_found __pyx_string_tab[72]
-#define __pyx_n_u_heapledger_store__kernels __pyx_string_tab[73]
-#define __pyx_n_u_id __pyx_string_tab[74]
-#define __pyx_n_u_index __pyx_string_tab[75]
-#define __pyx_n_u_items __pyx_string_tab[76]
-#define __pyx_n_u_itemsize __pyx_string_tab[77]
-#define __pyx_n_u_memview __pyx_string_tab[78]
-#define __pyx_n_u_mode __pyx_string_tab[79]
-#define __pyx_n_u_name __pyx_string_tab[80]
-#define __pyx_n_u_ndim __pyx_string_tab[81]
-#define __pyx_n_u_obj __pyx_string_tab[82]
-#define __pyx_n_u_out __pyx_string_tab[83]
-#define __pyx_n_u_pack __pyx_string_tab[84]
-#define __pyx_n_u_planes __pyx_string_tab[85]
-#define __pyx_n_u_pop __pyx_string_tab[86]
-#define __pyx_n_u_register __pyx_string_tab[87]
-#define __pyx_n_u_scratch __pyx_string_tab[88]
-#define __pyx_n_u_seen __pyx_string_tab[89]
-#define __pyx_n_u_seq __pyx_string_tab[90]
+#define __pyx_n_u_carry __pyx_string_tab[63]
+#define __pyx_n_u_cline_in_traceback __pyx_string_tab[64]
+#define __pyx_n_u_count __pyx_string_tab[65]
+#define __pyx_n_u_decode __pyx_string_tab[66]
+#define __pyx_n_u_dtype_is_object __pyx_string_tab[67]
+#define __pyx_n_u_encode __pyx_string_tab[68]
+#define __pyx_n_u_enumerate __pyx_string_tab[69]
+#define __pyx_n_u_error __pyx_string_tab[70]
+#define __pyx_n_u_flags __pyx_string_tab[71]
+#define __pyx_n_u_format __pyx_string_tab[72]
+#define __pyx_n_u_fortran __pyx_string_tab[73]
+#define __pyx_n_u_found __pyx_string_tab[74]
+#define __pyx_n_u_has_word __pyx_string_tab[75]
+#define __pyx_n_u_heapledger_tracer__slots __pyx_string_tab[76]
+#define __pyx_n_u_id __pyx_string_tab[77]
+#define __pyx_n_u_index __pyx_string_tab[78]
+#define __pyx_n_u_items __pyx_string_tab[79]
+#define __pyx_n_u_itemsize __pyx_string_tab[80]
+#define __pyx_n_u_kind __pyx_string_tab[81]
+#define __pyx_n_u_known __pyx_string_tab[82]
+#define __pyx_n_u_memview __pyx_string_tab[83]
+#define __pyx_n_u_mode __pyx_string_tab[84]
+#define __pyx_n_u_name __pyx_string_tab[85]
+#define __pyx_n_u_ndim __pyx_string_tab[86]
+#define __pyx_n_u_obj __pyx_string_tab[87]
+#define __pyx_n_u_pack __pyx_string_tab[88]
+#define __pyx_n_u_pop __pyx_string_tab[89]
+#define __pyx_n_u_register __pyx_string_tab[90]
 #define __pyx_n_u_setdefault __pyx_string_tab[91]
 #define __pyx_n_u_shape __pyx_string_tab[92]
 #define __pyx_n_u_size __pyx_string_tab[93]
-#define __pyx_n_u_split __pyx_string_tab[94]
-#define __pyx_n_u_start __pyx_string_tab[95]
-#define __pyx_n_u_step __pyx_string_tab[96]
-#define __pyx_n_u_stop __pyx_string_tab[97]
-#define __pyx_n_u_struct __pyx_string_tab[98]
-#define __pyx_n_u_transform __pyx_string_tab[99]
+#define __pyx_n_u_slots __pyx_string_tab[94]
+#define __pyx_n_u_stack __pyx_string_tab[95]
+#define __pyx_n_u_start __pyx_string_tab[96]
+#define __pyx_n_u_step __pyx_string_tab[97]
+#define __pyx_n_u_stop __pyx_string_tab[98]
+#define __pyx_n_u_struct __pyx_string_tab[99]
 #define __pyx_n_u_unpack __pyx_string_tab[100]
 #define __pyx_n_u_update __pyx_string_tab[101]
 #define __pyx_n_u_values __pyx_string_tab[102]
-#define __pyx_n_u_width __pyx_string_tab[103]
+#define __pyx_n_u_wide __pyx_string_tab[103]
 #define __pyx_n_u_x __pyx_string_tab[104]
-#define __pyx_kp_b__5 __pyx_string_tab[105]
-#define __pyx_n_b_O __pyx_string_tab[106]
-#define __pyx_kp_b_iso88591_F_s_CvS_F_3c_s_F_3cQWWZZ_ccppq __pyx_string_tab[107]
+#define __pyx_n_b_O __pyx_string_tab[105]
+#define __pyx_kp_b_iso88591_E_q_uF_3c_3e6_S_3hfAS_3cQVV_ccd __pyx_string_tab[106]
 #define __pyx_int_0 __pyx_number_tab[0]
 #define __pyx_int_neg_1 __pyx_number_tab[1]
 #define __pyx_int_136983863 __pyx_number_tab[2]
@@ -3721,7 +3702,6 @@ static CYTHON_SMALL_CODE int __pyx_m_clear(PyObject *m) {
   #if CYTHON_PEP489_MULTI_PHASE_INIT
   __Pyx_State_RemoveModule(NULL);
   #endif
-  Py_CLEAR(clear_module_state->__pyx_ptype_7cpython_4type_type);
   Py_CLEAR(clear_module_state->__pyx_array_type);
   Py_CLEAR(clear_module_state->__pyx_type___pyx_array);
   Py_CLEAR(clear_module_state->__pyx_MemviewEnum_type);
@@ -3734,9 +3714,9 @@ static CYTHON_SMALL_CODE int __pyx_m_clear(PyObject *m) {
   Py_CLEAR(clear_module_state->__pyx_umethod_PyDict_Type_pop.method);
   Py_CLEAR(clear_module_state->__pyx_umethod_PyDict_Type_values.method);
   for (int i=0; i<1; ++i) { Py_CLEAR(clear_module_state->__pyx_slice[i]); }
-  for (int i=0; i<3; ++i) { Py_CLEAR(clear_module_state->__pyx_tuple[i]); }
+  for (int i=0; i<2; ++i) { Py_CLEAR(clear_module_state->__pyx_tuple[i]); }
   for (int i=0; i<1; ++i) { Py_CLEAR(clear_module_state->__pyx_codeobj_tab[i]); }
-  for (int i=0; i<108; ++i) { Py_CLEAR(clear_module_state->__pyx_string_tab[i]); }
+  for (int i=0; i<107; ++i) { Py_CLEAR(clear_module_state->__pyx_string_tab[i]); }
   for (int i=0; i<3; ++i) { Py_CLEAR(clear_module_state->__pyx_number_tab[i]); }
 /* #### Code section: module_state_clear_contents ### */
 /* CommonTypesMetaclass.module_state_clear */
@@ -3760,7 +3740,6 @@ static CYTHON_SMALL_CODE int __pyx_m_traverse(PyObject *m, visitproc visit, void
   __Pyx_VISIT_CONST(traverse_module_state->__pyx_empty_tuple);
   __Pyx_VISIT_CONST(traverse_module_state->__pyx_empty_bytes);
   __Pyx_VISIT_CONST(traverse_module_state->__pyx_empty_unicode);
-  Py_VISIT(traverse_module_state->__pyx_ptype_7cpython_4type_type);
   Py_VISIT(traverse_module_state->__pyx_array_type);
   Py_VISIT(traverse_module_state->__pyx_type___pyx_array);
   Py_VISIT(traverse_module_state->__pyx_MemviewEnum_type);
@@ -3773,9 +3752,9 @@ static CYTHON_SMALL_CODE int __pyx_m_traverse(PyObject *m, visitproc visit, void
   Py_VISIT(traverse_module_state->__pyx_umethod_PyDict_Type_pop.method);
   Py_VISIT(traverse_module_state->__pyx_umethod_PyDict_Type_values.method);
   for (int i=0; i<1; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_slice[i]); }
-  for (int i=0; i<3; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_tuple[i]); }
+  for (int i=0; i<2; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_tuple[i]); }
   for (int i=0; i<1; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_codeobj_tab[i]); }
-  for (int i=0; i<108; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_string_tab[i]); }
+  for (int i=0; i<107; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_string_tab[i]); }
   for (int i=0; i<3; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_number_tab[i]); }
 /* #### Code section: module_state_traverse_contents ### */
 /* CommonTypesMetaclass.module_state_traverse */
@@ -17962,36 +17941,36 @@ static PyObject *__pyx_unpickle_Enum__set_state(struct __pyx_MemviewEnum_obj *__
   return __pyx_r;
 }
 
-/* "heapledger/store/_kernels.pyx":17
+/* "tracer/_slots.pyx":22
  * 
  * 
- * cdef inline uint64_t zigzag(uint64_t value) noexcept nogil:             # <<<<<<<<<<<<<<
- *     return (value << 1) ^ <uint64_t>(<int64_t>value >> 63)
- * 
+ * cdef inline uint64_t widened(uint64_t value, int bits) noexcept nogil:             # <<<<<<<<<<<<<<
+ *     """The low `bits` as a signed number."""
+ *     return <uint64_t>(<int64_t>(value << (64 - bits)) >> (64 - bits))
 */
 
-static CYTHON_INLINE uint64_t __pyx_f_10heapledger_5store_8_kernels_zigzag(uint64_t __pyx_v_value) {
+static CYTHON_INLINE uint64_t __pyx_f_10heapledger_6tracer_6_slots_widened(uint64_t __pyx_v_value, int __pyx_v_bits) {
   uint64_t __pyx_r;
 
-  /* "heapledger/store/_kernels.pyx":18
- * 
- * cdef inline uint64_t zigzag(uint64_t value) noexcept nogil:
- *     return (value << 1) ^ <uint64_t>(<int64_t>value >> 63)             # <<<<<<<<<<<<<<
+  /* "tracer/_slots.pyx":24
+ * cdef inline uint64_t widened(uint64_t value, int bits) noexcept nogil:
+ *     """The low `bits` as a signed number."""
+ *     return <uint64_t>(<int64_t>(value << (64 - bits)) >> (64 - bits))             # <<<<<<<<<<<<<<
  * 
  * 
 */
   {
 
-    __pyx_r = ((__pyx_v_value << 1) ^ ((uint64_t)(((int64_t)__pyx_v_value) >> 63)));
+    __pyx_r = ((uint64_t)(((int64_t)(__pyx_v_value << (64 - __pyx_v_bits))) >> (64 - __pyx_v_bits)));
   }
   goto __pyx_L0;
 
-  /* "heapledger/store/_kernels.pyx":17
+  /* "tracer/_slots.pyx":22
  * 
  * 
- * cdef inline uint64_t zigzag(uint64_t value) noexcept nogil:             # <<<<<<<<<<<<<<
- *     return (value << 1) ^ <uint64_t>(<int64_t>value >> 63)
- * 
+ * cdef inline uint64_t widened(uint64_t value, int bits) noexcept nogil:             # <<<<<<<<<<<<<<
+ *     """The low `bits` as a signed number."""
+ *     return <uint64_t>(<int64_t>(value << (64 - bits)) >> (64 - bits))
 */
 
   /* function exit code */
@@ -17999,425 +17978,876 @@ static CYTHON_INLINE uint64_t __pyx_f_10heapledger_5store_8_kernels_zigzag(uint6
   return __pyx_r;
 }
 
-/* "heapledger/store/_kernels.pyx":21
+/* "tracer/_slots.pyx":27
  * 
  * 
- * cdef inline uint64_t chunk_of(uint64_t size) noexcept nogil:             # <<<<<<<<<<<<<<
- *     cdef uint64_t chunk = (size + 23) & ~<uint64_t>15
- *     return (chunk if chunk > 32 else 32) + 1
+ * cdef Py_ssize_t decode_all(             # <<<<<<<<<<<<<<
+ *     const uint64_t *slot, Py_ssize_t count, const uint8_t *known, const uint8_t *has_word, uint64_t *carry,
+ *     uint8_t *kinds, uint64_t *ticks, uint64_t *seqs, uint64_t *exits, uint64_t *addrs, uint64_t *sizes,
 */
 
-static CYTHON_INLINE uint64_t __pyx_f_10heapledger_5store_8_kernels_chunk_of(uint64_t __pyx_v_size) {
+static Py_ssize_t __pyx_f_10heapledger_6tracer_6_slots_decode_all(uint64_t const *__pyx_v_slot, Py_ssize_t __pyx_v_count, uint8_t const *__pyx_v_known, uint8_t const *__pyx_v_has_word, uint64_t *__pyx_v_carry, uint8_t *__pyx_v_kinds, uint64_t *__pyx_v_ticks, uint64_t *__pyx_v_seqs, uint64_t *__pyx_v_exits, uint64_t *__pyx_v_addrs, uint64_t *__pyx_v_sizes, uint64_t *__pyx_v_args, uint64_t *__pyx_v_args2, uint64_t *__pyx_v_words, uint32_t *__pyx_v_stacks) {
+  uint64_t __pyx_v_tick;
+  uint64_t __pyx_v_base;
+  uint64_t __pyx_v_seq;
+  uint64_t __pyx_v_w0;
+  uint64_t __pyx_v_w1;
+  uint64_t __pyx_v_w2;
+  uint64_t __pyx_v_w3;
+  uint64_t __pyx_v_span;
+  uint64_t __pyx_v_addr;
+  uint64_t __pyx_v_size;
   uint64_t __pyx_v_chunk;
-  uint64_t __pyx_r;
-  uint64_t __pyx_t_1;
-  int __pyx_t_2;
-
-  /* "heapledger/store/_kernels.pyx":22
- * 
- * cdef inline uint64_t chunk_of(uint64_t size) noexcept nogil:
- *     cdef uint64_t chunk = (size + 23) & ~<uint64_t>15             # <<<<<<<<<<<<<<
- *     return (chunk if chunk > 32 else 32) + 1
- * 
-*/
-  __pyx_v_chunk = ((__pyx_v_size + 23) & (~((uint64_t)15)));
-
-  /* "heapledger/store/_kernels.pyx":23
- * cdef inline uint64_t chunk_of(uint64_t size) noexcept nogil:
- *     cdef uint64_t chunk = (size + 23) & ~<uint64_t>15
- *     return (chunk if chunk > 32 else 32) + 1             # <<<<<<<<<<<<<<
- * 
- * 
-*/
-  __pyx_t_2 = (__pyx_v_chunk > 32);
-
-  if (__pyx_t_2) {
-
-    __pyx_t_1 = __pyx_v_chunk;
-  } else {
-
-    __pyx_t_1 = 32;
-  }
-
-  {
-
-    __pyx_r = (__pyx_t_1 + 1);
-  }
-
-  goto __pyx_L0;
-
-  /* "heapledger/store/_kernels.pyx":21
- * 
- * 
- * cdef inline uint64_t chunk_of(uint64_t size) noexcept nogil:             # <<<<<<<<<<<<<<
- *     cdef uint64_t chunk = (size + 23) & ~<uint64_t>15
- *     return (chunk if chunk > 32 else 32) + 1
-*/
-
-  /* function exit code */
-  __pyx_L0:;
-
-  return __pyx_r;
-}
-
-/* "heapledger/store/_kernels.pyx":26
- * 
- * 
- * cdef uint64_t residuals(             # <<<<<<<<<<<<<<
- *     const uint64_t *v, const uint64_t *seq, const uint64_t *size, const uint8_t *allocation,
- *     Py_ssize_t count, int transform, uint64_t *out,
-*/
-
-static uint64_t __pyx_f_10heapledger_5store_8_kernels_residuals(uint64_t const *__pyx_v_v, uint64_t const *__pyx_v_seq, uint64_t const *__pyx_v_size, uint8_t const *__pyx_v_allocation, Py_ssize_t __pyx_v_count, int __pyx_v_transform, uint64_t *__pyx_v_out) {
-  uint64_t __pyx_v_seen;
-  uint64_t __pyx_v_before;
-  uint64_t __pyx_v_step;
-  uint64_t __pyx_v_step_before;
-  uint64_t __pyx_v_r;
-  Py_ssize_t __pyx_v_i;
-  uint64_t __pyx_r;
-  Py_ssize_t __pyx_t_1;
-  Py_ssize_t __pyx_t_2;
-  Py_ssize_t __pyx_t_3;
+  uint64_t __pyx_v_excess;
+  uint64_t __pyx_v_aux;
+  uint64_t __pyx_v_arg;
+  uint64_t __pyx_v_arg2;
+  uint64_t __pyx_v_word;
+  uint64_t const *__pyx_v_end;
+  uint64_t const *__pyx_v_more;
+  Py_ssize_t __pyx_v_n;
+  int __pyx_v_kind;
+  Py_ssize_t __pyx_r;
+  int __pyx_t_1;
+  uint64_t __pyx_t_2;
+  uint64_t __pyx_t_3;
   uint64_t __pyx_t_4;
-  int __pyx_t_5;
+  uint64_t __pyx_t_5;
+  int __pyx_t_6;
 
-  /* "heapledger/store/_kernels.pyx":31
+
+  /* "tracer/_slots.pyx":32
+ *     uint64_t *args, uint64_t *args2, uint64_t *words, uint32_t *stacks,
  * ) noexcept nogil:
- *     """Fills `out`; returns all residuals or-ed together."""
- *     cdef uint64_t seen = 0, before = 0, step = 0, step_before = 0, r             # <<<<<<<<<<<<<<
- *     cdef Py_ssize_t i
- *     if transform == PLAIN:
+ *     cdef uint64_t tick = carry[0], base = carry[1], seq = carry[1]             # <<<<<<<<<<<<<<
+ *     cdef uint64_t w0, w1, w2, w3, span, addr, size, chunk, excess, aux, arg, arg2, word
+ *     cdef const uint64_t *end = slot + 4 * count
 */
-  __pyx_v_seen = 0;
-  __pyx_v_before = 0;
-  __pyx_v_step = 0;
-  __pyx_v_step_before = 0;
+  __pyx_v_tick = (__pyx_v_carry[0]);
+  __pyx_v_base = (__pyx_v_carry[1]);
+  __pyx_v_seq = (__pyx_v_carry[1]);
 
-  /* "heapledger/store/_kernels.pyx":33
- *     cdef uint64_t seen = 0, before = 0, step = 0, step_before = 0, r
- *     cdef Py_ssize_t i
- *     if transform == PLAIN:             # <<<<<<<<<<<<<<
- *         for i in range(count):
- *             out[i] = v[i]
+  /* "tracer/_slots.pyx":34
+ *     cdef uint64_t tick = carry[0], base = carry[1], seq = carry[1]
+ *     cdef uint64_t w0, w1, w2, w3, span, addr, size, chunk, excess, aux, arg, arg2, word
+ *     cdef const uint64_t *end = slot + 4 * count             # <<<<<<<<<<<<<<
+ *     cdef const uint64_t *more
+ *     cdef Py_ssize_t n = 0
 */
-  switch (__pyx_v_transform) {
-    case __pyx_e_10heapledger_5store_8_kernels_PLAIN:
+  __pyx_v_end = (__pyx_v_slot + (4 * __pyx_v_count));
 
-    /* "heapledger/store/_kernels.pyx":34
- *     cdef Py_ssize_t i
- *     if transform == PLAIN:
- *         for i in range(count):             # <<<<<<<<<<<<<<
- *             out[i] = v[i]
- *             seen |= v[i]
+  /* "tracer/_slots.pyx":36
+ *     cdef const uint64_t *end = slot + 4 * count
+ *     cdef const uint64_t *more
+ *     cdef Py_ssize_t n = 0             # <<<<<<<<<<<<<<
+ *     cdef int kind
+ *     while slot < end:
 */
+  __pyx_v_n = 0;
 
-    __pyx_t_1 = __pyx_v_count;
-    __pyx_t_2 = __pyx_t_1;
-
-    for (__pyx_t_3 = 0; __pyx_t_3 < __pyx_t_2; __pyx_t_3+=1) {
-      __pyx_v_i = __pyx_t_3;
-
-      /* "heapledger/store/_kernels.pyx":35
- *     if transform == PLAIN:
- *         for i in range(count):
- *             out[i] = v[i]             # <<<<<<<<<<<<<<
- *             seen |= v[i]
- *     elif transform == DELTA:
+  /* "tracer/_slots.pyx":38
+ *     cdef Py_ssize_t n = 0
+ *     cdef int kind
+ *     while slot < end:             # <<<<<<<<<<<<<<
+ *         w0, w1, w2, w3 = slot[0], slot[1], slot[2], slot[3]
+ *         slot += 4
 */
-      (__pyx_v_out[__pyx_v_i]) = (__pyx_v_v[__pyx_v_i]);
+  while (1) {
+    __pyx_t_1 = (__pyx_v_slot < __pyx_v_end);
 
-      /* "heapledger/store/_kernels.pyx":36
- *         for i in range(count):
- *             out[i] = v[i]
- *             seen |= v[i]             # <<<<<<<<<<<<<<
- *     elif transform == DELTA:
- *         for i in range(count):
+
+    if (!__pyx_t_1) break;
+
+    /* "tracer/_slots.pyx":39
+ *     cdef int kind
+ *     while slot < end:
+ *         w0, w1, w2, w3 = slot[0], slot[1], slot[2], slot[3]             # <<<<<<<<<<<<<<
+ *         slot += 4
+ *         kind = w0 & 63
 */
-      __pyx_v_seen = (__pyx_v_seen | (__pyx_v_v[__pyx_v_i]));
-    }
+    __pyx_t_2 = (__pyx_v_slot[0]);
 
+    __pyx_t_3 = (__pyx_v_slot[1]);
 
-    /* "heapledger/store/_kernels.pyx":33
- *     cdef uint64_t seen = 0, before = 0, step = 0, step_before = 0, r
- *     cdef Py_ssize_t i
- *     if transform == PLAIN:             # <<<<<<<<<<<<<<
- *         for i in range(count):
- *             out[i] = v[i]
+    __pyx_t_4 = (__pyx_v_slot[2]);
+
+    __pyx_t_5 = (__pyx_v_slot[3]);
+
+    __pyx_v_w0 = __pyx_t_2;
+    __pyx_v_w1 = __pyx_t_3;
+    __pyx_v_w2 = __pyx_t_4;
+    __pyx_v_w3 = __pyx_t_5;
+
+    /* "tracer/_slots.pyx":40
+ *     while slot < end:
+ *         w0, w1, w2, w3 = slot[0], slot[1], slot[2], slot[3]
+ *         slot += 4             # <<<<<<<<<<<<<<
+ *         kind = w0 & 63
+ *         if kind >= TIME:
 */
-    break;
-    case __pyx_e_10heapledger_5store_8_kernels_DELTA:
+    __pyx_v_slot = (__pyx_v_slot + 4);
 
-    /* "heapledger/store/_kernels.pyx":38
- *             seen |= v[i]
- *     elif transform == DELTA:
- *         for i in range(count):             # <<<<<<<<<<<<<<
- *             r = zigzag(v[i] - before)
- *             before = v[i]
+    /* "tracer/_slots.pyx":41
+ *         w0, w1, w2, w3 = slot[0], slot[1], slot[2], slot[3]
+ *         slot += 4
+ *         kind = w0 & 63             # <<<<<<<<<<<<<<
+ *         if kind >= TIME:
+ *             if kind == TIME:
 */
+    __pyx_v_kind = (__pyx_v_w0 & 63);
 
-    __pyx_t_1 = __pyx_v_count;
-    __pyx_t_2 = __pyx_t_1;
-
-    for (__pyx_t_3 = 0; __pyx_t_3 < __pyx_t_2; __pyx_t_3+=1) {
-      __pyx_v_i = __pyx_t_3;
-
-      /* "heapledger/store/_kernels.pyx":39
- *     elif transform == DELTA:
- *         for i in range(count):
- *             r = zigzag(v[i] - before)             # <<<<<<<<<<<<<<
- *             before = v[i]
- *             out[i] = r
+    /* "tracer/_slots.pyx":42
+ *         slot += 4
+ *         kind = w0 & 63
+ *         if kind >= TIME:             # <<<<<<<<<<<<<<
+ *             if kind == TIME:
+ *                 tick = w1
 */
-      __pyx_v_r = __pyx_f_10heapledger_5store_8_kernels_zigzag(((__pyx_v_v[__pyx_v_i]) - __pyx_v_before));
+    __pyx_t_1 = (__pyx_v_kind >= __pyx_e_10heapledger_6tracer_6_slots_TIME);
 
-      /* "heapledger/store/_kernels.pyx":40
- *         for i in range(count):
- *             r = zigzag(v[i] - before)
- *             before = v[i]             # <<<<<<<<<<<<<<
- *             out[i] = r
- *             seen |= r
+    if (__pyx_t_1) {
+
+
+      /* "tracer/_slots.pyx":43
+ *         kind = w0 & 63
+ *         if kind >= TIME:
+ *             if kind == TIME:             # <<<<<<<<<<<<<<
+ *                 tick = w1
+ *                 if base == 0:
 */
-      __pyx_v_before = (__pyx_v_v[__pyx_v_i]);
+      __pyx_t_1 = (__pyx_v_kind == __pyx_e_10heapledger_6tracer_6_slots_TIME);
 
-      /* "heapledger/store/_kernels.pyx":41
- *             r = zigzag(v[i] - before)
- *             before = v[i]
- *             out[i] = r             # <<<<<<<<<<<<<<
- *             seen |= r
- *     elif transform == SECOND:
+      if (__pyx_t_1) {
+
+
+        /* "tracer/_slots.pyx":44
+ *         if kind >= TIME:
+ *             if kind == TIME:
+ *                 tick = w1             # <<<<<<<<<<<<<<
+ *                 if base == 0:
+ *                     base = w2
 */
-      (__pyx_v_out[__pyx_v_i]) = __pyx_v_r;
+        __pyx_v_tick = __pyx_v_w1;
 
-      /* "heapledger/store/_kernels.pyx":42
- *             before = v[i]
- *             out[i] = r
- *             seen |= r             # <<<<<<<<<<<<<<
- *     elif transform == SECOND:
- *         for i in range(count):
+        /* "tracer/_slots.pyx":45
+ *             if kind == TIME:
+ *                 tick = w1
+ *                 if base == 0:             # <<<<<<<<<<<<<<
+ *                     base = w2
+ *             continue
 */
-      __pyx_v_seen = (__pyx_v_seen | __pyx_v_r);
-    }
+        __pyx_t_1 = (__pyx_v_base == 0);
+
+        if (__pyx_t_1) {
 
 
-    /* "heapledger/store/_kernels.pyx":37
- *             out[i] = v[i]
- *             seen |= v[i]
- *     elif transform == DELTA:             # <<<<<<<<<<<<<<
- *         for i in range(count):
- *             r = zigzag(v[i] - before)
+          /* "tracer/_slots.pyx":46
+ *                 tick = w1
+ *                 if base == 0:
+ *                     base = w2             # <<<<<<<<<<<<<<
+ *             continue
+ *         span = (w0 >> 9) & SPAN_LATE
 */
-    break;
-    case __pyx_e_10heapledger_5store_8_kernels_SECOND:
+          __pyx_v_base = __pyx_v_w2;
 
-    /* "heapledger/store/_kernels.pyx":44
- *             seen |= r
- *     elif transform == SECOND:
- *         for i in range(count):             # <<<<<<<<<<<<<<
- *             step = v[i] - before
- *             before = v[i]
+          /* "tracer/_slots.pyx":45
+ *             if kind == TIME:
+ *                 tick = w1
+ *                 if base == 0:             # <<<<<<<<<<<<<<
+ *                     base = w2
+ *             continue
 */
+        }
 
-    __pyx_t_1 = __pyx_v_count;
-    __pyx_t_2 = __pyx_t_1;
-
-    for (__pyx_t_3 = 0; __pyx_t_3 < __pyx_t_2; __pyx_t_3+=1) {
-      __pyx_v_i = __pyx_t_3;
-
-      /* "heapledger/store/_kernels.pyx":45
- *     elif transform == SECOND:
- *         for i in range(count):
- *             step = v[i] - before             # <<<<<<<<<<<<<<
- *             before = v[i]
- *             r = zigzag(step - step_before)
+        /* "tracer/_slots.pyx":43
+ *         kind = w0 & 63
+ *         if kind >= TIME:
+ *             if kind == TIME:             # <<<<<<<<<<<<<<
+ *                 tick = w1
+ *                 if base == 0:
 */
-      __pyx_v_step = ((__pyx_v_v[__pyx_v_i]) - __pyx_v_before);
-
-      /* "heapledger/store/_kernels.pyx":46
- *         for i in range(count):
- *             step = v[i] - before
- *             before = v[i]             # <<<<<<<<<<<<<<
- *             r = zigzag(step - step_before)
- *             step_before = step
-*/
-      __pyx_v_before = (__pyx_v_v[__pyx_v_i]);
-
-      /* "heapledger/store/_kernels.pyx":47
- *             step = v[i] - before
- *             before = v[i]
- *             r = zigzag(step - step_before)             # <<<<<<<<<<<<<<
- *             step_before = step
- *             out[i] = r
-*/
-      __pyx_v_r = __pyx_f_10heapledger_5store_8_kernels_zigzag((__pyx_v_step - __pyx_v_step_before));
-
-      /* "heapledger/store/_kernels.pyx":48
- *             before = v[i]
- *             r = zigzag(step - step_before)
- *             step_before = step             # <<<<<<<<<<<<<<
- *             out[i] = r
- *             seen |= r
-*/
-      __pyx_v_step_before = __pyx_v_step;
-
-      /* "heapledger/store/_kernels.pyx":49
- *             r = zigzag(step - step_before)
- *             step_before = step
- *             out[i] = r             # <<<<<<<<<<<<<<
- *             seen |= r
- *     elif transform == EXIT:
-*/
-      (__pyx_v_out[__pyx_v_i]) = __pyx_v_r;
-
-      /* "heapledger/store/_kernels.pyx":50
- *             step_before = step
- *             out[i] = r
- *             seen |= r             # <<<<<<<<<<<<<<
- *     elif transform == EXIT:
- *         for i in range(count):
-*/
-      __pyx_v_seen = (__pyx_v_seen | __pyx_v_r);
-    }
-
-
-    /* "heapledger/store/_kernels.pyx":43
- *             out[i] = r
- *             seen |= r
- *     elif transform == SECOND:             # <<<<<<<<<<<<<<
- *         for i in range(count):
- *             step = v[i] - before
-*/
-    break;
-    case __pyx_e_10heapledger_5store_8_kernels_EXIT:
-
-    /* "heapledger/store/_kernels.pyx":52
- *             seen |= r
- *     elif transform == EXIT:
- *         for i in range(count):             # <<<<<<<<<<<<<<
- *             r = zigzag(v[i] - seq[i])
- *             out[i] = r
-*/
-
-    __pyx_t_1 = __pyx_v_count;
-    __pyx_t_2 = __pyx_t_1;
-
-    for (__pyx_t_3 = 0; __pyx_t_3 < __pyx_t_2; __pyx_t_3+=1) {
-      __pyx_v_i = __pyx_t_3;
-
-      /* "heapledger/store/_kernels.pyx":53
- *     elif transform == EXIT:
- *         for i in range(count):
- *             r = zigzag(v[i] - seq[i])             # <<<<<<<<<<<<<<
- *             out[i] = r
- *             seen |= r
-*/
-      __pyx_v_r = __pyx_f_10heapledger_5store_8_kernels_zigzag(((__pyx_v_v[__pyx_v_i]) - (__pyx_v_seq[__pyx_v_i])));
-
-      /* "heapledger/store/_kernels.pyx":54
- *         for i in range(count):
- *             r = zigzag(v[i] - seq[i])
- *             out[i] = r             # <<<<<<<<<<<<<<
- *             seen |= r
- *     else:
-*/
-      (__pyx_v_out[__pyx_v_i]) = __pyx_v_r;
-
-      /* "heapledger/store/_kernels.pyx":55
- *             r = zigzag(v[i] - seq[i])
- *             out[i] = r
- *             seen |= r             # <<<<<<<<<<<<<<
- *     else:
- *         for i in range(count):
-*/
-      __pyx_v_seen = (__pyx_v_seen | __pyx_v_r);
-    }
-
-
-    /* "heapledger/store/_kernels.pyx":51
- *             out[i] = r
- *             seen |= r
- *     elif transform == EXIT:             # <<<<<<<<<<<<<<
- *         for i in range(count):
- *             r = zigzag(v[i] - seq[i])
-*/
-    break;
-    default:
-
-    /* "heapledger/store/_kernels.pyx":57
- *             seen |= r
- *     else:
- *         for i in range(count):             # <<<<<<<<<<<<<<
- *             r = zigzag(v[i] - chunk_of(size[i]) if allocation[i] else v[i])
- *             out[i] = r
-*/
-
-    __pyx_t_1 = __pyx_v_count;
-    __pyx_t_2 = __pyx_t_1;
-
-    for (__pyx_t_3 = 0; __pyx_t_3 < __pyx_t_2; __pyx_t_3+=1) {
-      __pyx_v_i = __pyx_t_3;
-
-      /* "heapledger/store/_kernels.pyx":58
- *     else:
- *         for i in range(count):
- *             r = zigzag(v[i] - chunk_of(size[i]) if allocation[i] else v[i])             # <<<<<<<<<<<<<<
- *             out[i] = r
- *             seen |= r
-*/
-      __pyx_t_5 = ((__pyx_v_allocation[__pyx_v_i]) != 0);
-
-      if (__pyx_t_5) {
-
-        __pyx_t_4 = ((__pyx_v_v[__pyx_v_i]) - __pyx_f_10heapledger_5store_8_kernels_chunk_of((__pyx_v_size[__pyx_v_i])));
-      } else {
-
-        __pyx_t_4 = (__pyx_v_v[__pyx_v_i]);
       }
 
-      __pyx_v_r = __pyx_f_10heapledger_5store_8_kernels_zigzag(__pyx_t_4);
-
-
-      /* "heapledger/store/_kernels.pyx":59
- *         for i in range(count):
- *             r = zigzag(v[i] - chunk_of(size[i]) if allocation[i] else v[i])
- *             out[i] = r             # <<<<<<<<<<<<<<
- *             seen |= r
- *     return seen
+      /* "tracer/_slots.pyx":47
+ *                 if base == 0:
+ *                     base = w2
+ *             continue             # <<<<<<<<<<<<<<
+ *         span = (w0 >> 9) & SPAN_LATE
+ *         excess = w1 >> 48
 */
-      (__pyx_v_out[__pyx_v_i]) = __pyx_v_r;
+      goto __pyx_L3_continue;
 
-      /* "heapledger/store/_kernels.pyx":60
- *             r = zigzag(v[i] - chunk_of(size[i]) if allocation[i] else v[i])
- *             out[i] = r
- *             seen |= r             # <<<<<<<<<<<<<<
- *     return seen
- * 
+      /* "tracer/_slots.pyx":42
+ *         slot += 4
+ *         kind = w0 & 63
+ *         if kind >= TIME:             # <<<<<<<<<<<<<<
+ *             if kind == TIME:
+ *                 tick = w1
 */
-      __pyx_v_seen = (__pyx_v_seen | __pyx_v_r);
     }
 
-    break;
+    /* "tracer/_slots.pyx":48
+ *                     base = w2
+ *             continue
+ *         span = (w0 >> 9) & SPAN_LATE             # <<<<<<<<<<<<<<
+ *         excess = w1 >> 48
+ *         addr = widened(w1, 48)
+*/
+    __pyx_v_span = ((__pyx_v_w0 >> 9) & __pyx_v_10heapledger_6tracer_6_slots_SPAN_LATE);
+
+    /* "tracer/_slots.pyx":49
+ *             continue
+ *         span = (w0 >> 9) & SPAN_LATE
+ *         excess = w1 >> 48             # <<<<<<<<<<<<<<
+ *         addr = widened(w1, 48)
+ *         if base == 0 or not known[kind] or span == SPAN_LATE:
+*/
+    __pyx_v_excess = (__pyx_v_w1 >> 48);
+
+    /* "tracer/_slots.pyx":50
+ *         span = (w0 >> 9) & SPAN_LATE
+ *         excess = w1 >> 48
+ *         addr = widened(w1, 48)             # <<<<<<<<<<<<<<
+ *         if base == 0 or not known[kind] or span == SPAN_LATE:
+ *             return -1
+*/
+    __pyx_v_addr = __pyx_f_10heapledger_6tracer_6_slots_widened(__pyx_v_w1, 48);
+
+    /* "tracer/_slots.pyx":51
+ *         excess = w1 >> 48
+ *         addr = widened(w1, 48)
+ *         if base == 0 or not known[kind] or span == SPAN_LATE:             # <<<<<<<<<<<<<<
+ *             return -1
+ *         if has_word[kind] and addr and excess == EXCESS_LATE:
+*/
+    __pyx_t_6 = (__pyx_v_base == 0);
+
+    if (!__pyx_t_6) {
+
+    } else {
+
+      __pyx_t_1 = __pyx_t_6;
+
+      goto __pyx_L9_bool_binop_done;
+    }
+    __pyx_t_6 = (!((__pyx_v_known[__pyx_v_kind]) != 0));
+
+    if (!__pyx_t_6) {
+
+    } else {
+
+      __pyx_t_1 = __pyx_t_6;
+
+      goto __pyx_L9_bool_binop_done;
+    }
+    __pyx_t_6 = (__pyx_v_span == __pyx_v_10heapledger_6tracer_6_slots_SPAN_LATE);
+
+
+    __pyx_t_1 = __pyx_t_6;
+
+    __pyx_L9_bool_binop_done:;
+    if (__pyx_t_1) {
+
+
+      /* "tracer/_slots.pyx":52
+ *         addr = widened(w1, 48)
+ *         if base == 0 or not known[kind] or span == SPAN_LATE:
+ *             return -1             # <<<<<<<<<<<<<<
+ *         if has_word[kind] and addr and excess == EXCESS_LATE:
+ *             return -1
+*/
+      {
+
+        __pyx_r = -1L;
+      }
+      goto __pyx_L0;
+
+      /* "tracer/_slots.pyx":51
+ *         excess = w1 >> 48
+ *         addr = widened(w1, 48)
+ *         if base == 0 or not known[kind] or span == SPAN_LATE:             # <<<<<<<<<<<<<<
+ *             return -1
+ *         if has_word[kind] and addr and excess == EXCESS_LATE:
+*/
+    }
+
+    /* "tracer/_slots.pyx":53
+ *         if base == 0 or not known[kind] or span == SPAN_LATE:
+ *             return -1
+ *         if has_word[kind] and addr and excess == EXCESS_LATE:             # <<<<<<<<<<<<<<
+ *             return -1
+ *         tick += widened((w3 >> 40) - tick, 24)
+*/
+    __pyx_t_6 = ((__pyx_v_has_word[__pyx_v_kind]) != 0);
+
+    if (__pyx_t_6) {
+
+    } else {
+
+      __pyx_t_1 = __pyx_t_6;
+
+      goto __pyx_L13_bool_binop_done;
+    }
+    __pyx_t_6 = (__pyx_v_addr != 0);
+
+    if (__pyx_t_6) {
+
+    } else {
+
+      __pyx_t_1 = __pyx_t_6;
+
+      goto __pyx_L13_bool_binop_done;
+    }
+    __pyx_t_6 = (__pyx_v_excess == __pyx_v_10heapledger_6tracer_6_slots_EXCESS_LATE);
+
+
+    __pyx_t_1 = __pyx_t_6;
+
+    __pyx_L13_bool_binop_done:;
+    if (__pyx_t_1) {
+
+
+      /* "tracer/_slots.pyx":54
+ *             return -1
+ *         if has_word[kind] and addr and excess == EXCESS_LATE:
+ *             return -1             # <<<<<<<<<<<<<<
+ *         tick += widened((w3 >> 40) - tick, 24)
+ *         seq = base + widened(w3 - base, 40)
+*/
+      {
+
+        __pyx_r = -1L;
+      }
+      goto __pyx_L0;
+
+      /* "tracer/_slots.pyx":53
+ *         if base == 0 or not known[kind] or span == SPAN_LATE:
+ *             return -1
+ *         if has_word[kind] and addr and excess == EXCESS_LATE:             # <<<<<<<<<<<<<<
+ *             return -1
+ *         tick += widened((w3 >> 40) - tick, 24)
+*/
+    }
+
+    /* "tracer/_slots.pyx":55
+ *         if has_word[kind] and addr and excess == EXCESS_LATE:
+ *             return -1
+ *         tick += widened((w3 >> 40) - tick, 24)             # <<<<<<<<<<<<<<
+ *         seq = base + widened(w3 - base, 40)
+ *         size = w2 & SIZE_EXT
+*/
+    __pyx_v_tick = (__pyx_v_tick + __pyx_f_10heapledger_6tracer_6_slots_widened(((__pyx_v_w3 >> 40) - __pyx_v_tick), 24));
+
+    /* "tracer/_slots.pyx":56
+ *             return -1
+ *         tick += widened((w3 >> 40) - tick, 24)
+ *         seq = base + widened(w3 - base, 40)             # <<<<<<<<<<<<<<
+ *         size = w2 & SIZE_EXT
+ *         aux = w2 >> 48
+*/
+    __pyx_v_seq = (__pyx_v_base + __pyx_f_10heapledger_6tracer_6_slots_widened((__pyx_v_w3 - __pyx_v_base), 40));
+
+    /* "tracer/_slots.pyx":57
+ *         tick += widened((w3 >> 40) - tick, 24)
+ *         seq = base + widened(w3 - base, 40)
+ *         size = w2 & SIZE_EXT             # <<<<<<<<<<<<<<
+ *         aux = w2 >> 48
+ *         arg = arg2 = word = 0
+*/
+    __pyx_v_size = (__pyx_v_w2 & __pyx_v_10heapledger_6tracer_6_slots_SIZE_EXT);
+
+    /* "tracer/_slots.pyx":58
+ *         seq = base + widened(w3 - base, 40)
+ *         size = w2 & SIZE_EXT
+ *         aux = w2 >> 48             # <<<<<<<<<<<<<<
+ *         arg = arg2 = word = 0
+ *         if kind == FREE:
+*/
+    __pyx_v_aux = (__pyx_v_w2 >> 48);
+
+    /* "tracer/_slots.pyx":59
+ *         size = w2 & SIZE_EXT
+ *         aux = w2 >> 48
+ *         arg = arg2 = word = 0             # <<<<<<<<<<<<<<
+ *         if kind == FREE:
+ *             word = size
+*/
+    __pyx_v_arg = 0;
+    __pyx_v_arg2 = 0;
+    __pyx_v_word = 0;
+
+    /* "tracer/_slots.pyx":60
+ *         aux = w2 >> 48
+ *         arg = arg2 = word = 0
+ *         if kind == FREE:             # <<<<<<<<<<<<<<
+ *             word = size
+ *             size = 0
+*/
+    __pyx_t_1 = (__pyx_v_kind == __pyx_e_10heapledger_6tracer_6_slots_FREE);
+
+    if (__pyx_t_1) {
+
+
+      /* "tracer/_slots.pyx":61
+ *         arg = arg2 = word = 0
+ *         if kind == FREE:
+ *             word = size             # <<<<<<<<<<<<<<
+ *             size = 0
+ *         elif has_word[kind]:
+*/
+      __pyx_v_word = __pyx_v_size;
+
+      /* "tracer/_slots.pyx":62
+ *         if kind == FREE:
+ *             word = size
+ *             size = 0             # <<<<<<<<<<<<<<
+ *         elif has_word[kind]:
+ *             if addr:
+*/
+      __pyx_v_size = 0;
+
+      /* "tracer/_slots.pyx":60
+ *         aux = w2 >> 48
+ *         arg = arg2 = word = 0
+ *         if kind == FREE:             # <<<<<<<<<<<<<<
+ *             word = size
+ *             size = 0
+*/
+      goto __pyx_L16;
+    }
+
+    /* "tracer/_slots.pyx":63
+ *             word = size
+ *             size = 0
+ *         elif has_word[kind]:             # <<<<<<<<<<<<<<
+ *             if addr:
+ *                 chunk = (size + 23) & ~<uint64_t>15
+*/
+    __pyx_t_1 = ((__pyx_v_has_word[__pyx_v_kind]) != 0);
+
+    if (__pyx_t_1) {
+
+
+      /* "tracer/_slots.pyx":64
+ *             size = 0
+ *         elif has_word[kind]:
+ *             if addr:             # <<<<<<<<<<<<<<
+ *                 chunk = (size + 23) & ~<uint64_t>15
+ *                 word = (chunk if chunk > 32 else 32) + excess
+*/
+      __pyx_t_1 = (__pyx_v_addr != 0);
+
+      if (__pyx_t_1) {
+
+
+        /* "tracer/_slots.pyx":65
+ *         elif has_word[kind]:
+ *             if addr:
+ *                 chunk = (size + 23) & ~<uint64_t>15             # <<<<<<<<<<<<<<
+ *                 word = (chunk if chunk > 32 else 32) + excess
+ *             if kind == CALLOC:
+*/
+        __pyx_v_chunk = ((__pyx_v_size + 23) & (~((uint64_t)15)));
+
+        /* "tracer/_slots.pyx":66
+ *             if addr:
+ *                 chunk = (size + 23) & ~<uint64_t>15
+ *                 word = (chunk if chunk > 32 else 32) + excess             # <<<<<<<<<<<<<<
+ *             if kind == CALLOC:
+ *                 arg = aux
+*/
+        __pyx_t_1 = (__pyx_v_chunk > 32);
+
+        if (__pyx_t_1) {
+
+          __pyx_t_5 = __pyx_v_chunk;
+        } else {
+
+          __pyx_t_5 = 32;
+        }
+
+        __pyx_v_word = (__pyx_t_5 + __pyx_v_excess);
+
+
+        /* "tracer/_slots.pyx":64
+ *             size = 0
+ *         elif has_word[kind]:
+ *             if addr:             # <<<<<<<<<<<<<<
+ *                 chunk = (size + 23) & ~<uint64_t>15
+ *                 word = (chunk if chunk > 32 else 32) + excess
+*/
+      }
+
+      /* "tracer/_slots.pyx":67
+ *                 chunk = (size + 23) & ~<uint64_t>15
+ *                 word = (chunk if chunk > 32 else 32) + excess
+ *             if kind == CALLOC:             # <<<<<<<<<<<<<<
+ *                 arg = aux
+ *             elif kind == MEMALIGN:
+*/
+      switch (__pyx_v_kind) {
+        case __pyx_e_10heapledger_6tracer_6_slots_CALLOC:
+
+        /* "tracer/_slots.pyx":68
+ *                 word = (chunk if chunk > 32 else 32) + excess
+ *             if kind == CALLOC:
+ *                 arg = aux             # <<<<<<<<<<<<<<
+ *             elif kind == MEMALIGN:
+ *                 arg = <uint64_t>1 << (aux & 63)
+*/
+        __pyx_v_arg = __pyx_v_aux;
+
+        /* "tracer/_slots.pyx":67
+ *                 chunk = (size + 23) & ~<uint64_t>15
+ *                 word = (chunk if chunk > 32 else 32) + excess
+ *             if kind == CALLOC:             # <<<<<<<<<<<<<<
+ *                 arg = aux
+ *             elif kind == MEMALIGN:
+*/
+        break;
+        case __pyx_e_10heapledger_6tracer_6_slots_MEMALIGN:
+
+        /* "tracer/_slots.pyx":70
+ *                 arg = aux
+ *             elif kind == MEMALIGN:
+ *                 arg = <uint64_t>1 << (aux & 63)             # <<<<<<<<<<<<<<
+ *                 arg2 = aux >> 8
+ *         if w0 & MORE and slot < end and slot[0] & 63 == EXT:
+*/
+        __pyx_v_arg = (((uint64_t)1) << (__pyx_v_aux & 63));
+
+        /* "tracer/_slots.pyx":71
+ *             elif kind == MEMALIGN:
+ *                 arg = <uint64_t>1 << (aux & 63)
+ *                 arg2 = aux >> 8             # <<<<<<<<<<<<<<
+ *         if w0 & MORE and slot < end and slot[0] & 63 == EXT:
+ *             arg, arg2 = slot[1], slot[2]
+*/
+        __pyx_v_arg2 = (__pyx_v_aux >> 8);
+
+        /* "tracer/_slots.pyx":69
+ *             if kind == CALLOC:
+ *                 arg = aux
+ *             elif kind == MEMALIGN:             # <<<<<<<<<<<<<<
+ *                 arg = <uint64_t>1 << (aux & 63)
+ *                 arg2 = aux >> 8
+*/
+        break;
+        default: break;
+      }
+
+      /* "tracer/_slots.pyx":63
+ *             word = size
+ *             size = 0
+ *         elif has_word[kind]:             # <<<<<<<<<<<<<<
+ *             if addr:
+ *                 chunk = (size + 23) & ~<uint64_t>15
+*/
+    }
+    __pyx_L16:;
+
+    /* "tracer/_slots.pyx":72
+ *                 arg = <uint64_t>1 << (aux & 63)
+ *                 arg2 = aux >> 8
+ *         if w0 & MORE and slot < end and slot[0] & 63 == EXT:             # <<<<<<<<<<<<<<
+ *             arg, arg2 = slot[1], slot[2]
+ *             if w2 & SIZE_EXT == SIZE_EXT:
+*/
+    __pyx_t_6 = ((__pyx_v_w0 & __pyx_e_10heapledger_6tracer_6_slots_MORE) != 0);
+
+    if (__pyx_t_6) {
+
+    } else {
+
+      __pyx_t_1 = __pyx_t_6;
+
+      goto __pyx_L19_bool_binop_done;
+    }
+    __pyx_t_6 = (__pyx_v_slot < __pyx_v_end);
+
+    if (__pyx_t_6) {
+
+    } else {
+
+      __pyx_t_1 = __pyx_t_6;
+
+      goto __pyx_L19_bool_binop_done;
+    }
+    __pyx_t_6 = (((__pyx_v_slot[0]) & 63) == __pyx_e_10heapledger_6tracer_6_slots_EXT);
+
+
+    __pyx_t_1 = __pyx_t_6;
+
+    __pyx_L19_bool_binop_done:;
+    if (__pyx_t_1) {
+
+
+      /* "tracer/_slots.pyx":73
+ *                 arg2 = aux >> 8
+ *         if w0 & MORE and slot < end and slot[0] & 63 == EXT:
+ *             arg, arg2 = slot[1], slot[2]             # <<<<<<<<<<<<<<
+ *             if w2 & SIZE_EXT == SIZE_EXT:
+ *                 size = slot[3]
+*/
+      __pyx_t_5 = (__pyx_v_slot[1]);
+
+      __pyx_t_4 = (__pyx_v_slot[2]);
+
+      __pyx_v_arg = __pyx_t_5;
+      __pyx_v_arg2 = __pyx_t_4;
+
+      /* "tracer/_slots.pyx":74
+ *         if w0 & MORE and slot < end and slot[0] & 63 == EXT:
+ *             arg, arg2 = slot[1], slot[2]
+ *             if w2 & SIZE_EXT == SIZE_EXT:             # <<<<<<<<<<<<<<
+ *                 size = slot[3]
+ *             more = slot + 4
+*/
+      __pyx_t_1 = ((__pyx_v_w2 & __pyx_v_10heapledger_6tracer_6_slots_SIZE_EXT) == __pyx_v_10heapledger_6tracer_6_slots_SIZE_EXT);
+
+      if (__pyx_t_1) {
+
+
+        /* "tracer/_slots.pyx":75
+ *             arg, arg2 = slot[1], slot[2]
+ *             if w2 & SIZE_EXT == SIZE_EXT:
+ *                 size = slot[3]             # <<<<<<<<<<<<<<
+ *             more = slot + 4
+ *             if slot[0] & MORE and more < end:
+*/
+        __pyx_v_size = (__pyx_v_slot[3]);
+
+        /* "tracer/_slots.pyx":74
+ *         if w0 & MORE and slot < end and slot[0] & 63 == EXT:
+ *             arg, arg2 = slot[1], slot[2]
+ *             if w2 & SIZE_EXT == SIZE_EXT:             # <<<<<<<<<<<<<<
+ *                 size = slot[3]
+ *             more = slot + 4
+*/
+      }
+
+      /* "tracer/_slots.pyx":76
+ *             if w2 & SIZE_EXT == SIZE_EXT:
+ *                 size = slot[3]
+ *             more = slot + 4             # <<<<<<<<<<<<<<
+ *             if slot[0] & MORE and more < end:
+ *                 word = more[1]
+*/
+      __pyx_v_more = (__pyx_v_slot + 4);
+
+      /* "tracer/_slots.pyx":77
+ *                 size = slot[3]
+ *             more = slot + 4
+ *             if slot[0] & MORE and more < end:             # <<<<<<<<<<<<<<
+ *                 word = more[1]
+ *         kinds[n] = <uint8_t>kind
+*/
+      __pyx_t_6 = (((__pyx_v_slot[0]) & __pyx_e_10heapledger_6tracer_6_slots_MORE) != 0);
+
+      if (__pyx_t_6) {
+
+      } else {
+
+        __pyx_t_1 = __pyx_t_6;
+
+        goto __pyx_L24_bool_binop_done;
+      }
+      __pyx_t_6 = (__pyx_v_more < __pyx_v_end);
+
+
+      __pyx_t_1 = __pyx_t_6;
+
+      __pyx_L24_bool_binop_done:;
+      if (__pyx_t_1) {
+
+
+        /* "tracer/_slots.pyx":78
+ *             more = slot + 4
+ *             if slot[0] & MORE and more < end:
+ *                 word = more[1]             # <<<<<<<<<<<<<<
+ *         kinds[n] = <uint8_t>kind
+ *         ticks[n] = tick
+*/
+        __pyx_v_word = (__pyx_v_more[1]);
+
+        /* "tracer/_slots.pyx":77
+ *                 size = slot[3]
+ *             more = slot + 4
+ *             if slot[0] & MORE and more < end:             # <<<<<<<<<<<<<<
+ *                 word = more[1]
+ *         kinds[n] = <uint8_t>kind
+*/
+      }
+
+      /* "tracer/_slots.pyx":72
+ *                 arg = <uint64_t>1 << (aux & 63)
+ *                 arg2 = aux >> 8
+ *         if w0 & MORE and slot < end and slot[0] & 63 == EXT:             # <<<<<<<<<<<<<<
+ *             arg, arg2 = slot[1], slot[2]
+ *             if w2 & SIZE_EXT == SIZE_EXT:
+*/
+    }
+
+    /* "tracer/_slots.pyx":79
+ *             if slot[0] & MORE and more < end:
+ *                 word = more[1]
+ *         kinds[n] = <uint8_t>kind             # <<<<<<<<<<<<<<
+ *         ticks[n] = tick
+ *         seqs[n] = seq
+*/
+    (__pyx_v_kinds[__pyx_v_n]) = ((uint8_t)__pyx_v_kind);
+
+    /* "tracer/_slots.pyx":80
+ *                 word = more[1]
+ *         kinds[n] = <uint8_t>kind
+ *         ticks[n] = tick             # <<<<<<<<<<<<<<
+ *         seqs[n] = seq
+ *         exits[n] = seq + span if span else 0
+*/
+    (__pyx_v_ticks[__pyx_v_n]) = __pyx_v_tick;
+
+    /* "tracer/_slots.pyx":81
+ *         kinds[n] = <uint8_t>kind
+ *         ticks[n] = tick
+ *         seqs[n] = seq             # <<<<<<<<<<<<<<
+ *         exits[n] = seq + span if span else 0
+ *         addrs[n] = addr
+*/
+    (__pyx_v_seqs[__pyx_v_n]) = __pyx_v_seq;
+
+    /* "tracer/_slots.pyx":82
+ *         ticks[n] = tick
+ *         seqs[n] = seq
+ *         exits[n] = seq + span if span else 0             # <<<<<<<<<<<<<<
+ *         addrs[n] = addr
+ *         sizes[n] = size
+*/
+    __pyx_t_1 = (__pyx_v_span != 0);
+
+    if (__pyx_t_1) {
+
+      __pyx_t_4 = (__pyx_v_seq + __pyx_v_span);
+    } else {
+
+      __pyx_t_4 = 0;
+    }
+
+    (__pyx_v_exits[__pyx_v_n]) = __pyx_t_4;
+
+
+    /* "tracer/_slots.pyx":83
+ *         seqs[n] = seq
+ *         exits[n] = seq + span if span else 0
+ *         addrs[n] = addr             # <<<<<<<<<<<<<<
+ *         sizes[n] = size
+ *         args[n] = arg
+*/
+    (__pyx_v_addrs[__pyx_v_n]) = __pyx_v_addr;
+
+    /* "tracer/_slots.pyx":84
+ *         exits[n] = seq + span if span else 0
+ *         addrs[n] = addr
+ *         sizes[n] = size             # <<<<<<<<<<<<<<
+ *         args[n] = arg
+ *         args2[n] = arg2
+*/
+    (__pyx_v_sizes[__pyx_v_n]) = __pyx_v_size;
+
+    /* "tracer/_slots.pyx":85
+ *         addrs[n] = addr
+ *         sizes[n] = size
+ *         args[n] = arg             # <<<<<<<<<<<<<<
+ *         args2[n] = arg2
+ *         words[n] = word
+*/
+    (__pyx_v_args[__pyx_v_n]) = __pyx_v_arg;
+
+    /* "tracer/_slots.pyx":86
+ *         sizes[n] = size
+ *         args[n] = arg
+ *         args2[n] = arg2             # <<<<<<<<<<<<<<
+ *         words[n] = word
+ *         stacks[n] = <uint32_t>(w0 >> 32)
+*/
+    (__pyx_v_args2[__pyx_v_n]) = __pyx_v_arg2;
+
+    /* "tracer/_slots.pyx":87
+ *         args[n] = arg
+ *         args2[n] = arg2
+ *         words[n] = word             # <<<<<<<<<<<<<<
+ *         stacks[n] = <uint32_t>(w0 >> 32)
+ *         n += 1
+*/
+    (__pyx_v_words[__pyx_v_n]) = __pyx_v_word;
+
+    /* "tracer/_slots.pyx":88
+ *         args2[n] = arg2
+ *         words[n] = word
+ *         stacks[n] = <uint32_t>(w0 >> 32)             # <<<<<<<<<<<<<<
+ *         n += 1
+ *     carry[0] = tick
+*/
+    (__pyx_v_stacks[__pyx_v_n]) = ((uint32_t)(__pyx_v_w0 >> 32));
+
+    /* "tracer/_slots.pyx":89
+ *         words[n] = word
+ *         stacks[n] = <uint32_t>(w0 >> 32)
+ *         n += 1             # <<<<<<<<<<<<<<
+ *     carry[0] = tick
+ *     carry[1] = seq if n else base
+*/
+    __pyx_v_n = (__pyx_v_n + 1);
+    __pyx_L3_continue:;
   }
 
-  /* "heapledger/store/_kernels.pyx":61
- *             out[i] = r
- *             seen |= r
- *     return seen             # <<<<<<<<<<<<<<
+  /* "tracer/_slots.pyx":90
+ *         stacks[n] = <uint32_t>(w0 >> 32)
+ *         n += 1
+ *     carry[0] = tick             # <<<<<<<<<<<<<<
+ *     carry[1] = seq if n else base
+ *     return n
+*/
+  (__pyx_v_carry[0]) = __pyx_v_tick;
+
+  /* "tracer/_slots.pyx":91
+ *         n += 1
+ *     carry[0] = tick
+ *     carry[1] = seq if n else base             # <<<<<<<<<<<<<<
+ *     return n
+ * 
+*/
+  __pyx_t_1 = (__pyx_v_n != 0);
+
+  if (__pyx_t_1) {
+
+    __pyx_t_4 = __pyx_v_seq;
+  } else {
+
+    __pyx_t_4 = __pyx_v_base;
+  }
+
+  (__pyx_v_carry[1]) = __pyx_t_4;
+
+
+  /* "tracer/_slots.pyx":92
+ *     carry[0] = tick
+ *     carry[1] = seq if n else base
+ *     return n             # <<<<<<<<<<<<<<
  * 
  * 
 */
   {
 
-    __pyx_r = __pyx_v_seen;
+    __pyx_r = __pyx_v_n;
   }
   goto __pyx_L0;
 
-  /* "heapledger/store/_kernels.pyx":26
+  /* "tracer/_slots.pyx":27
  * 
  * 
- * cdef uint64_t residuals(             # <<<<<<<<<<<<<<
- *     const uint64_t *v, const uint64_t *seq, const uint64_t *size, const uint8_t *allocation,
- *     Py_ssize_t count, int transform, uint64_t *out,
+ * cdef Py_ssize_t decode_all(             # <<<<<<<<<<<<<<
+ *     const uint64_t *slot, Py_ssize_t count, const uint8_t *known, const uint8_t *has_word, uint64_t *carry,
+ *     uint8_t *kinds, uint64_t *ticks, uint64_t *seqs, uint64_t *exits, uint64_t *addrs, uint64_t *sizes,
 */
 
   /* function exit code */
@@ -18428,288 +18858,67 @@ static uint64_t __pyx_f_10heapledger_5store_8_kernels_residuals(uint64_t const *
 
 
 
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
   return __pyx_r;
 }
 
-/* "heapledger/store/_kernels.pyx":64
+/* "tracer/_slots.pyx":95
  * 
  * 
- * cdef void reorder(const uint64_t *values, const uint8_t *allocation, Py_ssize_t count, uint64_t *out) noexcept nogil:             # <<<<<<<<<<<<<<
- *     """Allocations first, then the rest."""
- *     cdef Py_ssize_t i, first = 0, second = 0
-*/
-
-static void __pyx_f_10heapledger_5store_8_kernels_reorder(uint64_t const *__pyx_v_values, uint8_t const *__pyx_v_allocation, Py_ssize_t __pyx_v_count, uint64_t *__pyx_v_out) {
-  Py_ssize_t __pyx_v_i;
-  Py_ssize_t __pyx_v_first;
-  Py_ssize_t __pyx_v_second;
-  Py_ssize_t __pyx_t_1;
-  Py_ssize_t __pyx_t_2;
-  Py_ssize_t __pyx_t_3;
-  int __pyx_t_4;
-
-  /* "heapledger/store/_kernels.pyx":66
- * cdef void reorder(const uint64_t *values, const uint8_t *allocation, Py_ssize_t count, uint64_t *out) noexcept nogil:
- *     """Allocations first, then the rest."""
- *     cdef Py_ssize_t i, first = 0, second = 0             # <<<<<<<<<<<<<<
- *     for i in range(count):
- *         second += allocation[i]
-*/
-  __pyx_v_first = 0;
-  __pyx_v_second = 0;
-
-  /* "heapledger/store/_kernels.pyx":67
- *     """Allocations first, then the rest."""
- *     cdef Py_ssize_t i, first = 0, second = 0
- *     for i in range(count):             # <<<<<<<<<<<<<<
- *         second += allocation[i]
- *     for i in range(count):
-*/
-
-  __pyx_t_1 = __pyx_v_count;
-  __pyx_t_2 = __pyx_t_1;
-
-  for (__pyx_t_3 = 0; __pyx_t_3 < __pyx_t_2; __pyx_t_3+=1) {
-    __pyx_v_i = __pyx_t_3;
-
-    /* "heapledger/store/_kernels.pyx":68
- *     cdef Py_ssize_t i, first = 0, second = 0
- *     for i in range(count):
- *         second += allocation[i]             # <<<<<<<<<<<<<<
- *     for i in range(count):
- *         if allocation[i]:
-*/
-    __pyx_v_second = (__pyx_v_second + (__pyx_v_allocation[__pyx_v_i]));
-  }
-
-
-  /* "heapledger/store/_kernels.pyx":69
- *     for i in range(count):
- *         second += allocation[i]
- *     for i in range(count):             # <<<<<<<<<<<<<<
- *         if allocation[i]:
- *             out[first] = values[i]
-*/
-
-  __pyx_t_1 = __pyx_v_count;
-  __pyx_t_2 = __pyx_t_1;
-
-  for (__pyx_t_3 = 0; __pyx_t_3 < __pyx_t_2; __pyx_t_3+=1) {
-    __pyx_v_i = __pyx_t_3;
-
-    /* "heapledger/store/_kernels.pyx":70
- *         second += allocation[i]
- *     for i in range(count):
- *         if allocation[i]:             # <<<<<<<<<<<<<<
- *             out[first] = values[i]
- *             first += 1
-*/
-    __pyx_t_4 = ((__pyx_v_allocation[__pyx_v_i]) != 0);
-
-    if (__pyx_t_4) {
-
-
-      /* "heapledger/store/_kernels.pyx":71
- *     for i in range(count):
- *         if allocation[i]:
- *             out[first] = values[i]             # <<<<<<<<<<<<<<
- *             first += 1
- *         else:
-*/
-      (__pyx_v_out[__pyx_v_first]) = (__pyx_v_values[__pyx_v_i]);
-
-      /* "heapledger/store/_kernels.pyx":72
- *         if allocation[i]:
- *             out[first] = values[i]
- *             first += 1             # <<<<<<<<<<<<<<
- *         else:
- *             out[second] = values[i]
-*/
-      __pyx_v_first = (__pyx_v_first + 1);
-
-      /* "heapledger/store/_kernels.pyx":70
- *         second += allocation[i]
- *     for i in range(count):
- *         if allocation[i]:             # <<<<<<<<<<<<<<
- *             out[first] = values[i]
- *             first += 1
-*/
-      goto __pyx_L7;
-    }
-
-    /* "heapledger/store/_kernels.pyx":74
- *             first += 1
- *         else:
- *             out[second] = values[i]             # <<<<<<<<<<<<<<
- *             second += 1
- * 
-*/
-    /*else*/ {
-      (__pyx_v_out[__pyx_v_second]) = (__pyx_v_values[__pyx_v_i]);
-
-      /* "heapledger/store/_kernels.pyx":75
- *         else:
- *             out[second] = values[i]
- *             second += 1             # <<<<<<<<<<<<<<
- * 
- * 
-*/
-      __pyx_v_second = (__pyx_v_second + 1);
-    }
-    __pyx_L7:;
-  }
-
-
-  /* "heapledger/store/_kernels.pyx":64
- * 
- * 
- * cdef void reorder(const uint64_t *values, const uint8_t *allocation, Py_ssize_t count, uint64_t *out) noexcept nogil:             # <<<<<<<<<<<<<<
- *     """Allocations first, then the rest."""
- *     cdef Py_ssize_t i, first = 0, second = 0
-*/
-
-  /* function exit code */
-
-
-
-}
-
-/* "heapledger/store/_kernels.pyx":78
- * 
- * 
- * cdef void split_planes(const uint64_t *values, Py_ssize_t count, int width, uint8_t *out) noexcept nogil:             # <<<<<<<<<<<<<<
- *     cdef Py_ssize_t i
- *     cdef int plane, shift
-*/
-
-static void __pyx_f_10heapledger_5store_8_kernels_split_planes(uint64_t const *__pyx_v_values, Py_ssize_t __pyx_v_count, int __pyx_v_width, uint8_t *__pyx_v_out) {
-  Py_ssize_t __pyx_v_i;
-  int __pyx_v_plane;
-  int __pyx_v_shift;
-  int __pyx_t_1;
-  int __pyx_t_2;
-  int __pyx_t_3;
-  Py_ssize_t __pyx_t_4;
-  Py_ssize_t __pyx_t_5;
-  Py_ssize_t __pyx_t_6;
-
-
-  /* "heapledger/store/_kernels.pyx":81
- *     cdef Py_ssize_t i
- *     cdef int plane, shift
- *     for plane in range(width):             # <<<<<<<<<<<<<<
- *         shift = 8 * plane
- *         for i in range(count):
-*/
-
-  __pyx_t_1 = __pyx_v_width;
-  __pyx_t_2 = __pyx_t_1;
-
-  for (__pyx_t_3 = 0; __pyx_t_3 < __pyx_t_2; __pyx_t_3+=1) {
-    __pyx_v_plane = __pyx_t_3;
-
-    /* "heapledger/store/_kernels.pyx":82
- *     cdef int plane, shift
- *     for plane in range(width):
- *         shift = 8 * plane             # <<<<<<<<<<<<<<
- *         for i in range(count):
- *             out[i] = <uint8_t>(values[i] >> shift)
-*/
-    __pyx_v_shift = (8 * __pyx_v_plane);
-
-    /* "heapledger/store/_kernels.pyx":83
- *     for plane in range(width):
- *         shift = 8 * plane
- *         for i in range(count):             # <<<<<<<<<<<<<<
- *             out[i] = <uint8_t>(values[i] >> shift)
- *         out += count
-*/
-
-    __pyx_t_4 = __pyx_v_count;
-    __pyx_t_5 = __pyx_t_4;
-
-    for (__pyx_t_6 = 0; __pyx_t_6 < __pyx_t_5; __pyx_t_6+=1) {
-      __pyx_v_i = __pyx_t_6;
-
-      /* "heapledger/store/_kernels.pyx":84
- *         shift = 8 * plane
- *         for i in range(count):
- *             out[i] = <uint8_t>(values[i] >> shift)             # <<<<<<<<<<<<<<
- *         out += count
- * 
-*/
-      (__pyx_v_out[__pyx_v_i]) = ((uint8_t)((__pyx_v_values[__pyx_v_i]) >> __pyx_v_shift));
-    }
-
-
-    /* "heapledger/store/_kernels.pyx":85
- *         for i in range(count):
- *             out[i] = <uint8_t>(values[i] >> shift)
- *         out += count             # <<<<<<<<<<<<<<
- * 
- * 
-*/
-    __pyx_v_out = (__pyx_v_out + __pyx_v_count);
-  }
-
-
-  /* "heapledger/store/_kernels.pyx":78
- * 
- * 
- * cdef void split_planes(const uint64_t *values, Py_ssize_t count, int width, uint8_t *out) noexcept nogil:             # <<<<<<<<<<<<<<
- *     cdef Py_ssize_t i
- *     cdef int plane, shift
-*/
-
-  /* function exit code */
-
-
-
-
-}
-
-/* "heapledger/store/_kernels.pyx":88
- * 
- * 
- * def encode(             # <<<<<<<<<<<<<<
- *     const uint64_t[::1] values not None, const uint64_t[::1] seq not None, const uint64_t[::1] size not None,
- *     const uint8_t[::1] allocation not None, int transform, bint split,
+ * def decode(             # <<<<<<<<<<<<<<
+ *     const uint64_t[:, ::1] slots not None, const uint8_t[::1] known not None, const uint8_t[::1] has_word not None,
+ *     uint64_t[::1] carry not None, uint8_t[::1] kind not None, uint64_t[:, ::1] wide not None,
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_10heapledger_5store_8_kernels_1encode(PyObject *__pyx_self, 
+static PyObject *__pyx_pw_10heapledger_6tracer_6_slots_1decode(PyObject *__pyx_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_10heapledger_5store_8_kernels_encode, "(width, byte planes) of a column. All arrays have the same length; `allocation` holds 0 and 1.");
-static PyMethodDef __pyx_mdef_10heapledger_5store_8_kernels_1encode = {"encode", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_10heapledger_5store_8_kernels_1encode, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_10heapledger_5store_8_kernels_encode};
-static PyObject *__pyx_pw_10heapledger_5store_8_kernels_1encode(PyObject *__pyx_self, 
+PyDoc_STRVAR(__pyx_doc_10heapledger_6tracer_6_slots_decode, "Fills the columns: `wide` holds tick, seq, seq_exit, addr, size, arg, arg2, word, a row each. Returns how many events\n    there were; -1, and `carry` (tick, seq) as it was, where a slot is not an ordinary one.");
+static PyMethodDef __pyx_mdef_10heapledger_6tracer_6_slots_1decode = {"decode", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_10heapledger_6tracer_6_slots_1decode, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_10heapledger_6tracer_6_slots_decode};
+static PyObject *__pyx_pw_10heapledger_6tracer_6_slots_1decode(PyObject *__pyx_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ) {
-  __Pyx_memviewslice __pyx_v_values = { 0, 0, { 0 }, { 0 }, { 0 } };
-  __Pyx_memviewslice __pyx_v_seq = { 0, 0, { 0 }, { 0 }, { 0 } };
-  __Pyx_memviewslice __pyx_v_size = { 0, 0, { 0 }, { 0 }, { 0 } };
-  __Pyx_memviewslice __pyx_v_allocation = { 0, 0, { 0 }, { 0 }, { 0 } };
-  int __pyx_v_transform;
-  int __pyx_v_split;
+  __Pyx_memviewslice __pyx_v_slots = { 0, 0, { 0 }, { 0 }, { 0 } };
+  __Pyx_memviewslice __pyx_v_known = { 0, 0, { 0 }, { 0 }, { 0 } };
+  __Pyx_memviewslice __pyx_v_has_word = { 0, 0, { 0 }, { 0 }, { 0 } };
+  __Pyx_memviewslice __pyx_v_carry = { 0, 0, { 0 }, { 0 }, { 0 } };
+  __Pyx_memviewslice __pyx_v_kind = { 0, 0, { 0 }, { 0 }, { 0 } };
+  __Pyx_memviewslice __pyx_v_wide = { 0, 0, { 0 }, { 0 }, { 0 } };
+  __Pyx_memviewslice __pyx_v_stack = { 0, 0, { 0 }, { 0 }, { 0 } };
   #if !CYTHON_VECTORCALL
   CYTHON_UNUSED Py_ssize_t __pyx_nargs;
   #endif
   CYTHON_UNUSED PyObject *const *__pyx_kwvalues;
-  PyObject* values[6] = {0,0,0,0,0,0};
+  PyObject* values[7] = {0,0,0,0,0,0,0};
   int __pyx_lineno = 0;
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
   PyObject *__pyx_r = 0;
   __Pyx_RefNannyDeclarations
-  __Pyx_RefNannySetupContext("encode (wrapper)", 0);
+  __Pyx_RefNannySetupContext("decode (wrapper)", 0);
   #if !CYTHON_VECTORCALL
   #if CYTHON_ASSUME_SAFE_SIZE
   __pyx_nargs = PyTuple_GET_SIZE(__pyx_args);
@@ -18719,96 +18928,115 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   #endif
   __pyx_kwvalues = __Pyx_KwValues_FASTCALL(__pyx_args, __pyx_nargs);
   {
-    PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_values,&__pyx_mstate_global->__pyx_n_u_seq,&__pyx_mstate_global->__pyx_n_u_size,&__pyx_mstate_global->__pyx_n_u_allocation,&__pyx_mstate_global->__pyx_n_u_transform,&__pyx_mstate_global->__pyx_n_u_split,0};
+    PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_slots,&__pyx_mstate_global->__pyx_n_u_known,&__pyx_mstate_global->__pyx_n_u_has_word,&__pyx_mstate_global->__pyx_n_u_carry,&__pyx_mstate_global->__pyx_n_u_kind,&__pyx_mstate_global->__pyx_n_u_wide,&__pyx_mstate_global->__pyx_n_u_stack,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 88, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 95, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
+        case  7:
+        values[6] = __Pyx_ArgRef_FASTCALL(__pyx_args, 6);
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[6])) __PYX_ERR(0, 95, __pyx_L3_error)
+        CYTHON_FALLTHROUGH;
         case  6:
         values[5] = __Pyx_ArgRef_FASTCALL(__pyx_args, 5);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[5])) __PYX_ERR(0, 88, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[5])) __PYX_ERR(0, 95, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  5:
         values[4] = __Pyx_ArgRef_FASTCALL(__pyx_args, 4);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(0, 88, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(0, 95, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  4:
         values[3] = __Pyx_ArgRef_FASTCALL(__pyx_args, 3);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 88, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 95, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 88, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 95, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 88, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 95, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 88, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 95, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "encode", 0) < (0)) __PYX_ERR(0, 88, __pyx_L3_error)
-      for (Py_ssize_t i = __pyx_nargs; i < 6; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("encode", 1, 6, 6, i); __PYX_ERR(0, 88, __pyx_L3_error) }
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "decode", 0) < (0)) __PYX_ERR(0, 95, __pyx_L3_error)
+      for (Py_ssize_t i = __pyx_nargs; i < 7; i++) {
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("decode", 1, 7, 7, i); __PYX_ERR(0, 95, __pyx_L3_error) }
       }
-    } else if (unlikely(__pyx_nargs != 6)) {
+    } else if (unlikely(__pyx_nargs != 7)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 88, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 95, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 88, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 95, __pyx_L3_error)
       values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 88, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 95, __pyx_L3_error)
       values[3] = __Pyx_ArgRef_FASTCALL(__pyx_args, 3);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 88, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 95, __pyx_L3_error)
       values[4] = __Pyx_ArgRef_FASTCALL(__pyx_args, 4);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(0, 88, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(0, 95, __pyx_L3_error)
       values[5] = __Pyx_ArgRef_FASTCALL(__pyx_args, 5);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[5])) __PYX_ERR(0, 88, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[5])) __PYX_ERR(0, 95, __pyx_L3_error)
+      values[6] = __Pyx_ArgRef_FASTCALL(__pyx_args, 6);
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[6])) __PYX_ERR(0, 95, __pyx_L3_error)
     }
-    __pyx_v_values = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint64_t__const__(values[0], 0); if (unlikely(!__pyx_v_values.memview)) __PYX_ERR(0, 89, __pyx_L3_error)
-    __pyx_v_seq = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint64_t__const__(values[1], 0); if (unlikely(!__pyx_v_seq.memview)) __PYX_ERR(0, 89, __pyx_L3_error)
-    __pyx_v_size = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint64_t__const__(values[2], 0); if (unlikely(!__pyx_v_size.memview)) __PYX_ERR(0, 89, __pyx_L3_error)
-    __pyx_v_allocation = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t__const__(values[3], 0); if (unlikely(!__pyx_v_allocation.memview)) __PYX_ERR(0, 90, __pyx_L3_error)
-    __pyx_v_transform = __Pyx_PyLong_As_int(values[4]); if (unlikely((__pyx_v_transform == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 90, __pyx_L3_error)
-    __pyx_v_split = __Pyx_PyObject_IsTrue(values[5]); if (unlikely((__pyx_v_split == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 90, __pyx_L3_error)
+    __pyx_v_slots = __Pyx_PyObject_to_MemoryviewSlice_d_dc_nn_uint64_t__const__(values[0], 0); if (unlikely(!__pyx_v_slots.memview)) __PYX_ERR(0, 96, __pyx_L3_error)
+    __pyx_v_known = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t__const__(values[1], 0); if (unlikely(!__pyx_v_known.memview)) __PYX_ERR(0, 96, __pyx_L3_error)
+    __pyx_v_has_word = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t__const__(values[2], 0); if (unlikely(!__pyx_v_has_word.memview)) __PYX_ERR(0, 96, __pyx_L3_error)
+    __pyx_v_carry = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint64_t(values[3], PyBUF_WRITABLE); if (unlikely(!__pyx_v_carry.memview)) __PYX_ERR(0, 97, __pyx_L3_error)
+    __pyx_v_kind = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t(values[4], PyBUF_WRITABLE); if (unlikely(!__pyx_v_kind.memview)) __PYX_ERR(0, 97, __pyx_L3_error)
+    __pyx_v_wide = __Pyx_PyObject_to_MemoryviewSlice_d_dc_nn_uint64_t(values[5], PyBUF_WRITABLE); if (unlikely(!__pyx_v_wide.memview)) __PYX_ERR(0, 97, __pyx_L3_error)
+    __pyx_v_stack = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint32_t(values[6], PyBUF_WRITABLE); if (unlikely(!__pyx_v_stack.memview)) __PYX_ERR(0, 98, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("encode", 1, 6, 6, __pyx_nargs); __PYX_ERR(0, 88, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("decode", 1, 7, 7, __pyx_nargs); __PYX_ERR(0, 95, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
   for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
     Py_XDECREF(values[__pyx_temp]);
   }
-  __PYX_XCLEAR_MEMVIEW(&__pyx_v_values, 1);
-  __PYX_XCLEAR_MEMVIEW(&__pyx_v_seq, 1);
-  __PYX_XCLEAR_MEMVIEW(&__pyx_v_size, 1);
-  __PYX_XCLEAR_MEMVIEW(&__pyx_v_allocation, 1);
-  __Pyx_AddTraceback("heapledger.store._kernels.encode", __pyx_clineno, __pyx_lineno, __pyx_filename);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_slots, 1);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_known, 1);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_has_word, 1);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_carry, 1);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_kind, 1);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_wide, 1);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_stack, 1);
+  __Pyx_AddTraceback("heapledger.tracer._slots.decode", __pyx_clineno, __pyx_lineno, __pyx_filename);
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(((PyObject *)__pyx_v_values.memview) == Py_None)) {
-    PyErr_Format(PyExc_TypeError, "Argument '%.200s' must not be None", "values"); __PYX_ERR(0, 89, __pyx_L1_error)
+  if (unlikely(((PyObject *)__pyx_v_slots.memview) == Py_None)) {
+    PyErr_Format(PyExc_TypeError, "Argument '%.200s' must not be None", "slots"); __PYX_ERR(0, 96, __pyx_L1_error)
   }
-  if (unlikely(((PyObject *)__pyx_v_seq.memview) == Py_None)) {
-    PyErr_Format(PyExc_TypeError, "Argument '%.200s' must not be None", "seq"); __PYX_ERR(0, 89, __pyx_L1_error)
+  if (unlikely(((PyObject *)__pyx_v_known.memview) == Py_None)) {
+    PyErr_Format(PyExc_TypeError, "Argument '%.200s' must not be None", "known"); __PYX_ERR(0, 96, __pyx_L1_error)
   }
-  if (unlikely(((PyObject *)__pyx_v_size.memview) == Py_None)) {
-    PyErr_Format(PyExc_TypeError, "Argument '%.200s' must not be None", "size"); __PYX_ERR(0, 89, __pyx_L1_error)
+  if (unlikely(((PyObject *)__pyx_v_has_word.memview) == Py_None)) {
+    PyErr_Format(PyExc_TypeError, "Argument '%.200s' must not be None", "has_word"); __PYX_ERR(0, 96, __pyx_L1_error)
   }
-  if (unlikely(((PyObject *)__pyx_v_allocation.memview) == Py_None)) {
-    PyErr_Format(PyExc_TypeError, "Argument '%.200s' must not be None", "allocation"); __PYX_ERR(0, 90, __pyx_L1_error)
+  if (unlikely(((PyObject *)__pyx_v_carry.memview) == Py_None)) {
+    PyErr_Format(PyExc_TypeError, "Argument '%.200s' must not be None", "carry"); __PYX_ERR(0, 97, __pyx_L1_error)
   }
-  __pyx_r = __pyx_pf_10heapledger_5store_8_kernels_encode(__pyx_self, __pyx_v_values, __pyx_v_seq, __pyx_v_size, __pyx_v_allocation, __pyx_v_transform, __pyx_v_split);
+  if (unlikely(((PyObject *)__pyx_v_kind.memview) == Py_None)) {
+    PyErr_Format(PyExc_TypeError, "Argument '%.200s' must not be None", "kind"); __PYX_ERR(0, 97, __pyx_L1_error)
+  }
+  if (unlikely(((PyObject *)__pyx_v_wide.memview) == Py_None)) {
+    PyErr_Format(PyExc_TypeError, "Argument '%.200s' must not be None", "wide"); __PYX_ERR(0, 97, __pyx_L1_error)
+  }
+  if (unlikely(((PyObject *)__pyx_v_stack.memview) == Py_None)) {
+    PyErr_Format(PyExc_TypeError, "Argument '%.200s' must not be None", "stack"); __PYX_ERR(0, 98, __pyx_L1_error)
+  }
+  __pyx_r = __pyx_pf_10heapledger_6tracer_6_slots_decode(__pyx_self, __pyx_v_slots, __pyx_v_known, __pyx_v_has_word, __pyx_v_carry, __pyx_v_kind, __pyx_v_wide, __pyx_v_stack);
 
   /* function exit code */
   goto __pyx_L0;
@@ -18823,67 +19051,72 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
     Py_XDECREF(values[__pyx_temp]);
   }
   __pyx_L7_cleaned_up:;
-  __PYX_XCLEAR_MEMVIEW(&__pyx_v_values, 1);
-  __PYX_XCLEAR_MEMVIEW(&__pyx_v_seq, 1);
-  __PYX_XCLEAR_MEMVIEW(&__pyx_v_size, 1);
-  __PYX_XCLEAR_MEMVIEW(&__pyx_v_allocation, 1);
-
-
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_slots, 1);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_known, 1);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_has_word, 1);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_carry, 1);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_kind, 1);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_wide, 1);
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_stack, 1);
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_10heapledger_5store_8_kernels_encode(CYTHON_UNUSED PyObject *__pyx_self, __Pyx_memviewslice __pyx_v_values, __Pyx_memviewslice __pyx_v_seq, __Pyx_memviewslice __pyx_v_size, __Pyx_memviewslice __pyx_v_allocation, int __pyx_v_transform, int __pyx_v_split) {
+static PyObject *__pyx_pf_10heapledger_6tracer_6_slots_decode(CYTHON_UNUSED PyObject *__pyx_self, __Pyx_memviewslice __pyx_v_slots, __Pyx_memviewslice __pyx_v_known, __Pyx_memviewslice __pyx_v_has_word, __Pyx_memviewslice __pyx_v_carry, __Pyx_memviewslice __pyx_v_kind, __Pyx_memviewslice __pyx_v_wide, __Pyx_memviewslice __pyx_v_stack) {
   Py_ssize_t __pyx_v_count;
-  uint64_t *__pyx_v_scratch;
-  uint64_t *__pyx_v_found;
-  uint64_t __pyx_v_seen;
-  int __pyx_v_width;
-  PyObject *__pyx_v_planes = 0;
-  uint8_t *__pyx_v_out;
+  Py_ssize_t __pyx_v_found;
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   int __pyx_t_1;
   int __pyx_t_2;
-  int __pyx_t_3;
+  PyObject *__pyx_t_3 = NULL;
   PyObject *__pyx_t_4 = NULL;
-  PyObject *__pyx_t_5 = NULL;
-  size_t __pyx_t_6;
+  size_t __pyx_t_5;
+  Py_ssize_t __pyx_t_6;
   Py_ssize_t __pyx_t_7;
   Py_ssize_t __pyx_t_8;
   Py_ssize_t __pyx_t_9;
   Py_ssize_t __pyx_t_10;
-  int __pyx_t_11;
-  int __pyx_t_12;
-  char const *__pyx_t_13;
-  PyObject *__pyx_t_14 = NULL;
-  PyObject *__pyx_t_15 = NULL;
-  PyObject *__pyx_t_16 = NULL;
-  PyObject *__pyx_t_17 = NULL;
-  PyObject *__pyx_t_18 = NULL;
-  PyObject *__pyx_t_19 = NULL;
+  Py_ssize_t __pyx_t_11;
+  Py_ssize_t __pyx_t_12;
+  Py_ssize_t __pyx_t_13;
+  Py_ssize_t __pyx_t_14;
+  Py_ssize_t __pyx_t_15;
+  Py_ssize_t __pyx_t_16;
+  Py_ssize_t __pyx_t_17;
+  Py_ssize_t __pyx_t_18;
+  Py_ssize_t __pyx_t_19;
+  Py_ssize_t __pyx_t_20;
+  Py_ssize_t __pyx_t_21;
+  Py_ssize_t __pyx_t_22;
+  Py_ssize_t __pyx_t_23;
+  Py_ssize_t __pyx_t_24;
+  Py_ssize_t __pyx_t_25;
+  Py_ssize_t __pyx_t_26;
+  Py_ssize_t __pyx_t_27;
+  Py_ssize_t __pyx_t_28;
   int __pyx_lineno = 0;
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
-  __Pyx_RefNannySetupContext("encode", 0);
+  __Pyx_RefNannySetupContext("decode", 0);
 
-  /* "heapledger/store/_kernels.pyx":93
- * ):
- *     """(width, byte planes) of a column. All arrays have the same length; `allocation` holds 0 and 1."""
- *     cdef Py_ssize_t count = values.shape[0]             # <<<<<<<<<<<<<<
- *     if seq.shape[0] != count or size.shape[0] != count or allocation.shape[0] != count or not 0 <= transform <= CHUNK:
- *         raise ValueError("columns of different lengths")
+  /* "tracer/_slots.pyx":102
+ *     """Fills the columns: `wide` holds tick, seq, seq_exit, addr, size, arg, arg2, word, a row each. Returns how many events
+ *     there were; -1, and `carry` (tick, seq) as it was, where a slot is not an ordinary one."""
+ *     cdef Py_ssize_t count = slots.shape[0], found             # <<<<<<<<<<<<<<
+ *     if slots.shape[1] != 4 or known.shape[0] != 64 or has_word.shape[0] != 64 or carry.shape[0] != 2:
+ *         raise ValueError("slots have four words")
 */
-  __pyx_v_count = (__pyx_v_values.shape[0]);
+  __pyx_v_count = (__pyx_v_slots.shape[0]);
 
-  /* "heapledger/store/_kernels.pyx":94
- *     """(width, byte planes) of a column. All arrays have the same length; `allocation` holds 0 and 1."""
- *     cdef Py_ssize_t count = values.shape[0]
- *     if seq.shape[0] != count or size.shape[0] != count or allocation.shape[0] != count or not 0 <= transform <= CHUNK:             # <<<<<<<<<<<<<<
- *         raise ValueError("columns of different lengths")
+  /* "tracer/_slots.pyx":103
+ *     there were; -1, and `carry` (tick, seq) as it was, where a slot is not an ordinary one."""
+ *     cdef Py_ssize_t count = slots.shape[0], found
+ *     if slots.shape[1] != 4 or known.shape[0] != 64 or has_word.shape[0] != 64 or carry.shape[0] != 2:             # <<<<<<<<<<<<<<
+ *         raise ValueError("slots have four words")
  *     if count == 0:
 */
-  __pyx_t_2 = ((__pyx_v_seq.shape[0]) != __pyx_v_count);
+  __pyx_t_2 = ((__pyx_v_slots.shape[1]) != 4);
 
   if (!__pyx_t_2) {
 
@@ -18893,7 +19126,7 @@ static PyObject *__pyx_pf_10heapledger_5store_8_kernels_encode(CYTHON_UNUSED PyO
 
     goto __pyx_L4_bool_binop_done;
   }
-  __pyx_t_2 = ((__pyx_v_size.shape[0]) != __pyx_v_count);
+  __pyx_t_2 = ((__pyx_v_known.shape[0]) != 64);
 
   if (!__pyx_t_2) {
 
@@ -18903,7 +19136,7 @@ static PyObject *__pyx_pf_10heapledger_5store_8_kernels_encode(CYTHON_UNUSED PyO
 
     goto __pyx_L4_bool_binop_done;
   }
-  __pyx_t_2 = ((__pyx_v_allocation.shape[0]) != __pyx_v_count);
+  __pyx_t_2 = ((__pyx_v_has_word.shape[0]) != 64);
 
   if (!__pyx_t_2) {
 
@@ -18913,439 +19146,271 @@ static PyObject *__pyx_pf_10heapledger_5store_8_kernels_encode(CYTHON_UNUSED PyO
 
     goto __pyx_L4_bool_binop_done;
   }
-  __pyx_t_2 = (0 <= __pyx_v_transform);
-  if (__pyx_t_2) {
-    __pyx_t_2 = (__pyx_v_transform <= __pyx_e_10heapledger_5store_8_kernels_CHUNK);
-  }
-  __pyx_t_3 = (!__pyx_t_2);
+  __pyx_t_2 = ((__pyx_v_carry.shape[0]) != 2);
 
 
-
-  __pyx_t_1 = __pyx_t_3;
+  __pyx_t_1 = __pyx_t_2;
 
   __pyx_L4_bool_binop_done:;
   if (unlikely(__pyx_t_1)) {
 
 
-    /* "heapledger/store/_kernels.pyx":95
- *     cdef Py_ssize_t count = values.shape[0]
- *     if seq.shape[0] != count or size.shape[0] != count or allocation.shape[0] != count or not 0 <= transform <= CHUNK:
- *         raise ValueError("columns of different lengths")             # <<<<<<<<<<<<<<
+    /* "tracer/_slots.pyx":104
+ *     cdef Py_ssize_t count = slots.shape[0], found
+ *     if slots.shape[1] != 4 or known.shape[0] != 64 or has_word.shape[0] != 64 or carry.shape[0] != 2:
+ *         raise ValueError("slots have four words")             # <<<<<<<<<<<<<<
  *     if count == 0:
- *         return 0, b""
+ *         return 0
 */
-    __pyx_t_5 = NULL;
-    __pyx_t_6 = 1;
+    __pyx_t_4 = NULL;
+    __pyx_t_5 = 1;
     {
-      PyObject *__pyx_callargs[2] = {__pyx_t_5, __pyx_mstate_global->__pyx_kp_u_columns_of_different_lengths};
-      __pyx_t_4 = __Pyx_PyObject_FastCall((PyObject*)(((PyTypeObject*)PyExc_ValueError)), __pyx_callargs+__pyx_t_6, (2-__pyx_t_6) | (__pyx_t_6*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
-      __Pyx_XDECREF(__pyx_t_5); __pyx_t_5 = 0;
-      if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 95, __pyx_L1_error)
-      __Pyx_GOTREF(__pyx_t_4);
+      PyObject *__pyx_callargs[2] = {__pyx_t_4, __pyx_mstate_global->__pyx_kp_u_slots_have_four_words};
+      __pyx_t_3 = __Pyx_PyObject_FastCall((PyObject*)(((PyTypeObject*)PyExc_ValueError)), __pyx_callargs+__pyx_t_5, (2-__pyx_t_5) | (__pyx_t_5*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
+      __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
+      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 104, __pyx_L1_error)
+      __Pyx_GOTREF(__pyx_t_3);
     }
-    __Pyx_Raise(__pyx_t_4, 0, 0, 0);
-    __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    __PYX_ERR(0, 95, __pyx_L1_error)
+    __Pyx_Raise(__pyx_t_3, 0, 0, 0);
+    __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
+    __PYX_ERR(0, 104, __pyx_L1_error)
 
-    /* "heapledger/store/_kernels.pyx":94
- *     """(width, byte planes) of a column. All arrays have the same length; `allocation` holds 0 and 1."""
- *     cdef Py_ssize_t count = values.shape[0]
- *     if seq.shape[0] != count or size.shape[0] != count or allocation.shape[0] != count or not 0 <= transform <= CHUNK:             # <<<<<<<<<<<<<<
- *         raise ValueError("columns of different lengths")
+    /* "tracer/_slots.pyx":103
+ *     there were; -1, and `carry` (tick, seq) as it was, where a slot is not an ordinary one."""
+ *     cdef Py_ssize_t count = slots.shape[0], found
+ *     if slots.shape[1] != 4 or known.shape[0] != 64 or has_word.shape[0] != 64 or carry.shape[0] != 2:             # <<<<<<<<<<<<<<
+ *         raise ValueError("slots have four words")
  *     if count == 0:
 */
   }
 
-  /* "heapledger/store/_kernels.pyx":96
- *     if seq.shape[0] != count or size.shape[0] != count or allocation.shape[0] != count or not 0 <= transform <= CHUNK:
- *         raise ValueError("columns of different lengths")
+  /* "tracer/_slots.pyx":105
+ *     if slots.shape[1] != 4 or known.shape[0] != 64 or has_word.shape[0] != 64 or carry.shape[0] != 2:
+ *         raise ValueError("slots have four words")
  *     if count == 0:             # <<<<<<<<<<<<<<
- *         return 0, b""
- *     cdef uint64_t *scratch = <uint64_t *>malloc(2 * count * sizeof(uint64_t))
+ *         return 0
+ *     if kind.shape[0] < count or stack.shape[0] < count or wide.shape[0] != 8 or wide.shape[1] < count:
 */
   __pyx_t_1 = (__pyx_v_count == 0);
 
   if (__pyx_t_1) {
 
 
-    /* "heapledger/store/_kernels.pyx":97
- *         raise ValueError("columns of different lengths")
+    /* "tracer/_slots.pyx":106
+ *         raise ValueError("slots have four words")
  *     if count == 0:
- *         return 0, b""             # <<<<<<<<<<<<<<
- *     cdef uint64_t *scratch = <uint64_t *>malloc(2 * count * sizeof(uint64_t))
- *     if scratch == NULL:
+ *         return 0             # <<<<<<<<<<<<<<
+ *     if kind.shape[0] < count or stack.shape[0] < count or wide.shape[0] != 8 or wide.shape[1] < count:
+ *         raise ValueError("columns are too short")
 */
     {
       PyObject *__pyx_temp;
       {
         __pyx_temp = __pyx_r;
-        __Pyx_INCREF(__pyx_mstate_global->__pyx_tuple[2]);
-        __pyx_r = __pyx_mstate_global->__pyx_tuple[2];
+        __Pyx_INCREF(__pyx_mstate_global->__pyx_int_0);
+        __pyx_r = __pyx_mstate_global->__pyx_int_0;
       }
       __Pyx_XDECREF(__pyx_temp);
     }
     goto __pyx_L0;
 
-    /* "heapledger/store/_kernels.pyx":96
- *     if seq.shape[0] != count or size.shape[0] != count or allocation.shape[0] != count or not 0 <= transform <= CHUNK:
- *         raise ValueError("columns of different lengths")
+    /* "tracer/_slots.pyx":105
+ *     if slots.shape[1] != 4 or known.shape[0] != 64 or has_word.shape[0] != 64 or carry.shape[0] != 2:
+ *         raise ValueError("slots have four words")
  *     if count == 0:             # <<<<<<<<<<<<<<
- *         return 0, b""
- *     cdef uint64_t *scratch = <uint64_t *>malloc(2 * count * sizeof(uint64_t))
+ *         return 0
+ *     if kind.shape[0] < count or stack.shape[0] < count or wide.shape[0] != 8 or wide.shape[1] < count:
 */
   }
 
-  /* "heapledger/store/_kernels.pyx":98
+  /* "tracer/_slots.pyx":107
  *     if count == 0:
- *         return 0, b""
- *     cdef uint64_t *scratch = <uint64_t *>malloc(2 * count * sizeof(uint64_t))             # <<<<<<<<<<<<<<
- *     if scratch == NULL:
- *         raise MemoryError
+ *         return 0
+ *     if kind.shape[0] < count or stack.shape[0] < count or wide.shape[0] != 8 or wide.shape[1] < count:             # <<<<<<<<<<<<<<
+ *         raise ValueError("columns are too short")
+ *     with nogil:
 */
-  __pyx_v_scratch = ((uint64_t *)malloc(((2 * __pyx_v_count) * (sizeof(uint64_t)))));
+  __pyx_t_2 = ((__pyx_v_kind.shape[0]) < __pyx_v_count);
 
-  /* "heapledger/store/_kernels.pyx":99
- *         return 0, b""
- *     cdef uint64_t *scratch = <uint64_t *>malloc(2 * count * sizeof(uint64_t))
- *     if scratch == NULL:             # <<<<<<<<<<<<<<
- *         raise MemoryError
- *     cdef uint64_t *found = scratch
-*/
-  __pyx_t_1 = (__pyx_v_scratch == NULL);
+  if (!__pyx_t_2) {
 
+  } else {
+
+    __pyx_t_1 = __pyx_t_2;
+
+    goto __pyx_L10_bool_binop_done;
+  }
+  __pyx_t_2 = ((__pyx_v_stack.shape[0]) < __pyx_v_count);
+
+  if (!__pyx_t_2) {
+
+  } else {
+
+    __pyx_t_1 = __pyx_t_2;
+
+    goto __pyx_L10_bool_binop_done;
+  }
+  __pyx_t_2 = ((__pyx_v_wide.shape[0]) != 8);
+
+  if (!__pyx_t_2) {
+
+  } else {
+
+    __pyx_t_1 = __pyx_t_2;
+
+    goto __pyx_L10_bool_binop_done;
+  }
+  __pyx_t_2 = ((__pyx_v_wide.shape[1]) < __pyx_v_count);
+
+
+  __pyx_t_1 = __pyx_t_2;
+
+  __pyx_L10_bool_binop_done:;
   if (unlikely(__pyx_t_1)) {
 
 
-    /* "heapledger/store/_kernels.pyx":100
- *     cdef uint64_t *scratch = <uint64_t *>malloc(2 * count * sizeof(uint64_t))
- *     if scratch == NULL:
- *         raise MemoryError             # <<<<<<<<<<<<<<
- *     cdef uint64_t *found = scratch
- *     cdef uint64_t seen
+    /* "tracer/_slots.pyx":108
+ *         return 0
+ *     if kind.shape[0] < count or stack.shape[0] < count or wide.shape[0] != 8 or wide.shape[1] < count:
+ *         raise ValueError("columns are too short")             # <<<<<<<<<<<<<<
+ *     with nogil:
+ *         found = decode_all(
 */
-    PyErr_NoMemory(); __PYX_ERR(0, 100, __pyx_L1_error)
-
-    /* "heapledger/store/_kernels.pyx":99
- *         return 0, b""
- *     cdef uint64_t *scratch = <uint64_t *>malloc(2 * count * sizeof(uint64_t))
- *     if scratch == NULL:             # <<<<<<<<<<<<<<
- *         raise MemoryError
- *     cdef uint64_t *found = scratch
-*/
-  }
-
-  /* "heapledger/store/_kernels.pyx":101
- *     if scratch == NULL:
- *         raise MemoryError
- *     cdef uint64_t *found = scratch             # <<<<<<<<<<<<<<
- *     cdef uint64_t seen
- *     cdef int width = 0
-*/
-  __pyx_v_found = __pyx_v_scratch;
-
-  /* "heapledger/store/_kernels.pyx":103
- *     cdef uint64_t *found = scratch
- *     cdef uint64_t seen
- *     cdef int width = 0             # <<<<<<<<<<<<<<
- *     cdef bytes planes
- *     cdef uint8_t *out
-*/
-  __pyx_v_width = 0;
-
-  /* "heapledger/store/_kernels.pyx":106
- *     cdef bytes planes
- *     cdef uint8_t *out
- *     try:             # <<<<<<<<<<<<<<
- *         with nogil:
- *             seen = residuals(&values[0], &seq[0], &size[0], &allocation[0], count, transform, scratch)
-*/
-  /*try:*/ {
-
-    /* "heapledger/store/_kernels.pyx":107
- *     cdef uint8_t *out
- *     try:
- *         with nogil:             # <<<<<<<<<<<<<<
- *             seen = residuals(&values[0], &seq[0], &size[0], &allocation[0], count, transform, scratch)
- *             while width < 8 and seen >> (8 * width):
-*/
+    __pyx_t_4 = NULL;
+    __pyx_t_5 = 1;
     {
-        PyThreadState * _save;
-        _save = PyEval_SaveThread();
-        __Pyx_FastGIL_Remember();
-        /*try:*/ {
-
-          /* "heapledger/store/_kernels.pyx":108
- *     try:
- *         with nogil:
- *             seen = residuals(&values[0], &seq[0], &size[0], &allocation[0], count, transform, scratch)             # <<<<<<<<<<<<<<
- *             while width < 8 and seen >> (8 * width):
- *                 width += 1
-*/
-          __pyx_t_7 = 0;
-          __pyx_t_8 = 0;
-          __pyx_t_9 = 0;
-          __pyx_t_10 = 0;
-          __pyx_v_seen = __pyx_f_10heapledger_5store_8_kernels_residuals((&(*((uint64_t const  *) ( /* dim=0 */ ((char *) (((uint64_t const  *) __pyx_v_values.data) + __pyx_t_7)) )))), (&(*((uint64_t const  *) ( /* dim=0 */ ((char *) (((uint64_t const  *) __pyx_v_seq.data) + __pyx_t_8)) )))), (&(*((uint64_t const  *) ( /* dim=0 */ ((char *) (((uint64_t const  *) __pyx_v_size.data) + __pyx_t_9)) )))), (&(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_allocation.data) + __pyx_t_10)) )))), __pyx_v_count, __pyx_v_transform, __pyx_v_scratch);
-
-          /* "heapledger/store/_kernels.pyx":109
- *         with nogil:
- *             seen = residuals(&values[0], &seq[0], &size[0], &allocation[0], count, transform, scratch)
- *             while width < 8 and seen >> (8 * width):             # <<<<<<<<<<<<<<
- *                 width += 1
- *             if split and width:
-*/
-          while (1) {
-            __pyx_t_3 = (__pyx_v_width < 8);
-
-            if (__pyx_t_3) {
-
-            } else {
-
-              __pyx_t_1 = __pyx_t_3;
-
-              goto __pyx_L18_bool_binop_done;
-            }
-            __pyx_t_3 = ((__pyx_v_seen >> (8 * __pyx_v_width)) != 0);
-
-
-            __pyx_t_1 = __pyx_t_3;
-
-            __pyx_L18_bool_binop_done:;
-
-            if (!__pyx_t_1) break;
-
-            /* "heapledger/store/_kernels.pyx":110
- *             seen = residuals(&values[0], &seq[0], &size[0], &allocation[0], count, transform, scratch)
- *             while width < 8 and seen >> (8 * width):
- *                 width += 1             # <<<<<<<<<<<<<<
- *             if split and width:
- *                 found = scratch + count
-*/
-            __pyx_v_width = (__pyx_v_width + 1);
-          }
-
-          /* "heapledger/store/_kernels.pyx":111
- *             while width < 8 and seen >> (8 * width):
- *                 width += 1
- *             if split and width:             # <<<<<<<<<<<<<<
- *                 found = scratch + count
- *                 reorder(scratch, &allocation[0], count, found)
-*/
-          if (__pyx_v_split) {
-          } else {
-
-            __pyx_t_1 = __pyx_v_split;
-            goto __pyx_L21_bool_binop_done;
-          }
-          __pyx_t_3 = (__pyx_v_width != 0);
-
-
-          __pyx_t_1 = __pyx_t_3;
-
-          __pyx_L21_bool_binop_done:;
-          if (__pyx_t_1) {
-
-
-            /* "heapledger/store/_kernels.pyx":112
- *                 width += 1
- *             if split and width:
- *                 found = scratch + count             # <<<<<<<<<<<<<<
- *                 reorder(scratch, &allocation[0], count, found)
- *         planes = PyBytes_FromStringAndSize(NULL, width * count)
-*/
-            __pyx_v_found = (__pyx_v_scratch + __pyx_v_count);
-
-            /* "heapledger/store/_kernels.pyx":113
- *             if split and width:
- *                 found = scratch + count
- *                 reorder(scratch, &allocation[0], count, found)             # <<<<<<<<<<<<<<
- *         planes = PyBytes_FromStringAndSize(NULL, width * count)
- *         out = <uint8_t *>PyBytes_AS_STRING(planes)
-*/
-            __pyx_t_10 = 0;
-            __pyx_f_10heapledger_5store_8_kernels_reorder(__pyx_v_scratch, (&(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_allocation.data) + __pyx_t_10)) )))), __pyx_v_count, __pyx_v_found);
-
-            /* "heapledger/store/_kernels.pyx":111
- *             while width < 8 and seen >> (8 * width):
- *                 width += 1
- *             if split and width:             # <<<<<<<<<<<<<<
- *                 found = scratch + count
- *                 reorder(scratch, &allocation[0], count, found)
-*/
-          }
-        }
-
-        /* "heapledger/store/_kernels.pyx":107
- *     cdef uint8_t *out
- *     try:
- *         with nogil:             # <<<<<<<<<<<<<<
- *             seen = residuals(&values[0], &seq[0], &size[0], &allocation[0], count, transform, scratch)
- *             while width < 8 and seen >> (8 * width):
-*/
-        /*finally:*/ {
-          /*normal exit:*/{
-            __Pyx_FastGIL_Forget();
-            PyEval_RestoreThread(_save);
-            goto __pyx_L15;
-          }
-          __pyx_L15:;
-        }
-    }
-
-    /* "heapledger/store/_kernels.pyx":114
- *                 found = scratch + count
- *                 reorder(scratch, &allocation[0], count, found)
- *         planes = PyBytes_FromStringAndSize(NULL, width * count)             # <<<<<<<<<<<<<<
- *         out = <uint8_t *>PyBytes_AS_STRING(planes)
- *         with nogil:
-*/
-    __pyx_t_4 = PyBytes_FromStringAndSize(NULL, (__pyx_v_width * __pyx_v_count)); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 114, __pyx_L11_error)
-    __Pyx_GOTREF(__pyx_t_4);
-    __pyx_v_planes = ((PyObject*)__pyx_t_4);
-    __pyx_t_4 = 0;
-
-    /* "heapledger/store/_kernels.pyx":115
- *                 reorder(scratch, &allocation[0], count, found)
- *         planes = PyBytes_FromStringAndSize(NULL, width * count)
- *         out = <uint8_t *>PyBytes_AS_STRING(planes)             # <<<<<<<<<<<<<<
- *         with nogil:
- *             split_planes(found, count, width, out)
-*/
-    __pyx_v_out = ((uint8_t *)PyBytes_AS_STRING(__pyx_v_planes));
-
-    /* "heapledger/store/_kernels.pyx":116
- *         planes = PyBytes_FromStringAndSize(NULL, width * count)
- *         out = <uint8_t *>PyBytes_AS_STRING(planes)
- *         with nogil:             # <<<<<<<<<<<<<<
- *             split_planes(found, count, width, out)
- *     finally:
-*/
-    {
-        PyThreadState * _save;
-        _save = PyEval_SaveThread();
-        __Pyx_FastGIL_Remember();
-        /*try:*/ {
-
-          /* "heapledger/store/_kernels.pyx":117
- *         out = <uint8_t *>PyBytes_AS_STRING(planes)
- *         with nogil:
- *             split_planes(found, count, width, out)             # <<<<<<<<<<<<<<
- *     finally:
- *         free(scratch)
-*/
-          __pyx_f_10heapledger_5store_8_kernels_split_planes(__pyx_v_found, __pyx_v_count, __pyx_v_width, __pyx_v_out);
-        }
-
-        /* "heapledger/store/_kernels.pyx":116
- *         planes = PyBytes_FromStringAndSize(NULL, width * count)
- *         out = <uint8_t *>PyBytes_AS_STRING(planes)
- *         with nogil:             # <<<<<<<<<<<<<<
- *             split_planes(found, count, width, out)
- *     finally:
-*/
-        /*finally:*/ {
-          /*normal exit:*/{
-            __Pyx_FastGIL_Forget();
-            PyEval_RestoreThread(_save);
-            goto __pyx_L25;
-          }
-          __pyx_L25:;
-        }
-    }
-  }
-
-  /* "heapledger/store/_kernels.pyx":119
- *             split_planes(found, count, width, out)
- *     finally:
- *         free(scratch)             # <<<<<<<<<<<<<<
- *     return width, planes
-*/
-  /*finally:*/ {
-    /*normal exit:*/{
-      free(__pyx_v_scratch);
-      goto __pyx_L12;
-    }
-    __pyx_L11_error:;
-    /*exception exit:*/{
-      __Pyx_PyThreadState_declare
-      __Pyx_PyThreadState_assign
-      __pyx_t_14 = 0; __pyx_t_15 = 0; __pyx_t_16 = 0; __pyx_t_17 = 0; __pyx_t_18 = 0; __pyx_t_19 = 0;
+      PyObject *__pyx_callargs[2] = {__pyx_t_4, __pyx_mstate_global->__pyx_kp_u_columns_are_too_short};
+      __pyx_t_3 = __Pyx_PyObject_FastCall((PyObject*)(((PyTypeObject*)PyExc_ValueError)), __pyx_callargs+__pyx_t_5, (2-__pyx_t_5) | (__pyx_t_5*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
-      __Pyx_XDECREF(__pyx_t_5); __pyx_t_5 = 0;
-       __Pyx_ExceptionSwap(&__pyx_t_17, &__pyx_t_18, &__pyx_t_19);
-      if ( unlikely(__Pyx_GetException(&__pyx_t_14, &__pyx_t_15, &__pyx_t_16) < 0)) __Pyx_ErrFetch(&__pyx_t_14, &__pyx_t_15, &__pyx_t_16);
-      __Pyx_XGOTREF(__pyx_t_14);
-      __Pyx_XGOTREF(__pyx_t_15);
-      __Pyx_XGOTREF(__pyx_t_16);
-      __Pyx_XGOTREF(__pyx_t_17);
-      __Pyx_XGOTREF(__pyx_t_18);
-      __Pyx_XGOTREF(__pyx_t_19);
-      __pyx_t_11 = __pyx_lineno; __pyx_t_12 = __pyx_clineno; __pyx_t_13 = __pyx_filename;
-      {
-        free(__pyx_v_scratch);
-      }
-      __Pyx_XGIVEREF(__pyx_t_17);
-      __Pyx_XGIVEREF(__pyx_t_18);
-      __Pyx_XGIVEREF(__pyx_t_19);
-      __Pyx_ExceptionReset(__pyx_t_17, __pyx_t_18, __pyx_t_19);
-      __Pyx_XGIVEREF(__pyx_t_14);
-      __Pyx_XGIVEREF(__pyx_t_15);
-      __Pyx_XGIVEREF(__pyx_t_16);
-      __Pyx_ErrRestore(__pyx_t_14, __pyx_t_15, __pyx_t_16);
-      __pyx_t_14 = 0; __pyx_t_15 = 0; __pyx_t_16 = 0; __pyx_t_17 = 0; __pyx_t_18 = 0; __pyx_t_19 = 0;
-      __pyx_lineno = __pyx_t_11; __pyx_clineno = __pyx_t_12; __pyx_filename = __pyx_t_13;
-      goto __pyx_L1_error;
+      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 108, __pyx_L1_error)
+      __Pyx_GOTREF(__pyx_t_3);
     }
-    __pyx_L12:;
+    __Pyx_Raise(__pyx_t_3, 0, 0, 0);
+    __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
+    __PYX_ERR(0, 108, __pyx_L1_error)
+
+    /* "tracer/_slots.pyx":107
+ *     if count == 0:
+ *         return 0
+ *     if kind.shape[0] < count or stack.shape[0] < count or wide.shape[0] != 8 or wide.shape[1] < count:             # <<<<<<<<<<<<<<
+ *         raise ValueError("columns are too short")
+ *     with nogil:
+*/
   }
 
-  /* "heapledger/store/_kernels.pyx":120
- *     finally:
- *         free(scratch)
- *     return width, planes             # <<<<<<<<<<<<<<
+  /* "tracer/_slots.pyx":109
+ *     if kind.shape[0] < count or stack.shape[0] < count or wide.shape[0] != 8 or wide.shape[1] < count:
+ *         raise ValueError("columns are too short")
+ *     with nogil:             # <<<<<<<<<<<<<<
+ *         found = decode_all(
+ *             &slots[0, 0], count, &known[0], &has_word[0], &carry[0], &kind[0], &wide[0, 0], &wide[1, 0], &wide[2, 0],
 */
-  __pyx_t_4 = __Pyx_PyLong_From_int(__pyx_v_width); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 120, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_4);
-  __pyx_t_5 = PyTuple_New(2); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 120, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_5);
-  __Pyx_GIVEREF(__pyx_t_4);
-  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_5, 0, __pyx_t_4) != (0)) __PYX_ERR(0, 120, __pyx_L1_error);
-  __Pyx_INCREF(__pyx_v_planes);
-  __Pyx_GIVEREF(__pyx_v_planes);
-  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_5, 1, __pyx_v_planes) != (0)) __PYX_ERR(0, 120, __pyx_L1_error);
-  __pyx_t_4 = 0;
+  {
+      PyThreadState * _save;
+      _save = PyEval_SaveThread();
+      __Pyx_FastGIL_Remember();
+      /*try:*/ {
+
+        /* "tracer/_slots.pyx":111
+ *     with nogil:
+ *         found = decode_all(
+ *             &slots[0, 0], count, &known[0], &has_word[0], &carry[0], &kind[0], &wide[0, 0], &wide[1, 0], &wide[2, 0],             # <<<<<<<<<<<<<<
+ *             &wide[3, 0], &wide[4, 0], &wide[5, 0], &wide[6, 0], &wide[7, 0], &stack[0],
+ *         )
+*/
+        __pyx_t_6 = 0;
+        __pyx_t_7 = 0;
+        __pyx_t_8 = 0;
+        __pyx_t_9 = 0;
+        __pyx_t_10 = 0;
+        __pyx_t_11 = 0;
+        __pyx_t_12 = 0;
+        __pyx_t_13 = 0;
+        __pyx_t_14 = 1;
+        __pyx_t_15 = 0;
+        __pyx_t_16 = 2;
+        __pyx_t_17 = 0;
+
+        /* "tracer/_slots.pyx":112
+ *         found = decode_all(
+ *             &slots[0, 0], count, &known[0], &has_word[0], &carry[0], &kind[0], &wide[0, 0], &wide[1, 0], &wide[2, 0],
+ *             &wide[3, 0], &wide[4, 0], &wide[5, 0], &wide[6, 0], &wide[7, 0], &stack[0],             # <<<<<<<<<<<<<<
+ *         )
+ *     return found
+*/
+        __pyx_t_18 = 3;
+        __pyx_t_19 = 0;
+        __pyx_t_20 = 4;
+        __pyx_t_21 = 0;
+        __pyx_t_22 = 5;
+        __pyx_t_23 = 0;
+        __pyx_t_24 = 6;
+        __pyx_t_25 = 0;
+        __pyx_t_26 = 7;
+        __pyx_t_27 = 0;
+        __pyx_t_28 = 0;
+
+        /* "tracer/_slots.pyx":110
+ *         raise ValueError("columns are too short")
+ *     with nogil:
+ *         found = decode_all(             # <<<<<<<<<<<<<<
+ *             &slots[0, 0], count, &known[0], &has_word[0], &carry[0], &kind[0], &wide[0, 0], &wide[1, 0], &wide[2, 0],
+ *             &wide[3, 0], &wide[4, 0], &wide[5, 0], &wide[6, 0], &wide[7, 0], &stack[0],
+*/
+        __pyx_v_found = __pyx_f_10heapledger_6tracer_6_slots_decode_all((&(*((uint64_t const  *) ( /* dim=1 */ ((char *) (((uint64_t const  *) ( /* dim=0 */ (__pyx_v_slots.data + __pyx_t_6 * __pyx_v_slots.strides[0]) )) + __pyx_t_7)) )))), __pyx_v_count, (&(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_known.data) + __pyx_t_8)) )))), (&(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_has_word.data) + __pyx_t_9)) )))), (&(*((uint64_t *) ( /* dim=0 */ ((char *) (((uint64_t *) __pyx_v_carry.data) + __pyx_t_10)) )))), (&(*((uint8_t *) ( /* dim=0 */ ((char *) (((uint8_t *) __pyx_v_kind.data) + __pyx_t_11)) )))), (&(*((uint64_t *) ( /* dim=1 */ ((char *) (((uint64_t *) ( /* dim=0 */ (__pyx_v_wide.data + __pyx_t_12 * __pyx_v_wide.strides[0]) )) + __pyx_t_13)) )))), (&(*((uint64_t *) ( /* dim=1 */ ((char *) (((uint64_t *) ( /* dim=0 */ (__pyx_v_wide.data + __pyx_t_14 * __pyx_v_wide.strides[0]) )) + __pyx_t_15)) )))), (&(*((uint64_t *) ( /* dim=1 */ ((char *) (((uint64_t *) ( /* dim=0 */ (__pyx_v_wide.data + __pyx_t_16 * __pyx_v_wide.strides[0]) )) + __pyx_t_17)) )))), (&(*((uint64_t *) ( /* dim=1 */ ((char *) (((uint64_t *) ( /* dim=0 */ (__pyx_v_wide.data + __pyx_t_18 * __pyx_v_wide.strides[0]) )) + __pyx_t_19)) )))), (&(*((uint64_t *) ( /* dim=1 */ ((char *) (((uint64_t *) ( /* dim=0 */ (__pyx_v_wide.data + __pyx_t_20 * __pyx_v_wide.strides[0]) )) + __pyx_t_21)) )))), (&(*((uint64_t *) ( /* dim=1 */ ((char *) (((uint64_t *) ( /* dim=0 */ (__pyx_v_wide.data + __pyx_t_22 * __pyx_v_wide.strides[0]) )) + __pyx_t_23)) )))), (&(*((uint64_t *) ( /* dim=1 */ ((char *) (((uint64_t *) ( /* dim=0 */ (__pyx_v_wide.data + __pyx_t_24 * __pyx_v_wide.strides[0]) )) + __pyx_t_25)) )))), (&(*((uint64_t *) ( /* dim=1 */ ((char *) (((uint64_t *) ( /* dim=0 */ (__pyx_v_wide.data + __pyx_t_26 * __pyx_v_wide.strides[0]) )) + __pyx_t_27)) )))), (&(*((uint32_t *) ( /* dim=0 */ ((char *) (((uint32_t *) __pyx_v_stack.data) + __pyx_t_28)) )))));
+      }
+
+      /* "tracer/_slots.pyx":109
+ *     if kind.shape[0] < count or stack.shape[0] < count or wide.shape[0] != 8 or wide.shape[1] < count:
+ *         raise ValueError("columns are too short")
+ *     with nogil:             # <<<<<<<<<<<<<<
+ *         found = decode_all(
+ *             &slots[0, 0], count, &known[0], &has_word[0], &carry[0], &kind[0], &wide[0, 0], &wide[1, 0], &wide[2, 0],
+*/
+      /*finally:*/ {
+        /*normal exit:*/{
+          __Pyx_FastGIL_Forget();
+          PyEval_RestoreThread(_save);
+          goto __pyx_L16;
+        }
+        __pyx_L16:;
+      }
+  }
+
+  /* "tracer/_slots.pyx":114
+ *             &wide[3, 0], &wide[4, 0], &wide[5, 0], &wide[6, 0], &wide[7, 0], &stack[0],
+ *         )
+ *     return found             # <<<<<<<<<<<<<<
+*/
+  __pyx_t_3 = PyLong_FromSsize_t(__pyx_v_found); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 114, __pyx_L1_error)
+  __Pyx_GOTREF(__pyx_t_3);
   {
     PyObject *__pyx_temp;
     {
       __pyx_temp = __pyx_r;
-      __pyx_r = __pyx_t_5;
+      __pyx_r = __pyx_t_3;
     }
     __Pyx_XDECREF(__pyx_temp);
   }
-  __pyx_t_5 = 0;
+  __pyx_t_3 = 0;
   goto __pyx_L0;
 
-  /* "heapledger/store/_kernels.pyx":88
+  /* "tracer/_slots.pyx":95
  * 
  * 
- * def encode(             # <<<<<<<<<<<<<<
- *     const uint64_t[::1] values not None, const uint64_t[::1] seq not None, const uint64_t[::1] size not None,
- *     const uint8_t[::1] allocation not None, int transform, bint split,
+ * def decode(             # <<<<<<<<<<<<<<
+ *     const uint64_t[:, ::1] slots not None, const uint8_t[::1] known not None, const uint8_t[::1] has_word not None,
+ *     uint64_t[::1] carry not None, uint8_t[::1] kind not None, uint64_t[:, ::1] wide not None,
 */
 
   /* function exit code */
   __pyx_L1_error:;
+  __Pyx_XDECREF(__pyx_t_3);
   __Pyx_XDECREF(__pyx_t_4);
-  __Pyx_XDECREF(__pyx_t_5);
-  __Pyx_AddTraceback("heapledger.store._kernels.encode", __pyx_clineno, __pyx_lineno, __pyx_filename);
+  __Pyx_AddTraceback("heapledger.tracer._slots.decode", __pyx_clineno, __pyx_lineno, __pyx_filename);
   __pyx_r = NULL;
   __pyx_L0:;
 
-
-
-
-
-  __Pyx_XDECREF(__pyx_v_planes);
 
   __Pyx_XGIVEREF(__pyx_r);
   __Pyx_RefNannyFinishContext();
@@ -19543,7 +19608,7 @@ static PyType_Slot __pyx_type___pyx_array_slots[] = {
   {0, 0},
 };
 static PyType_Spec __pyx_type___pyx_array_spec = {
-  "heapledger.store._kernels.array",
+  "heapledger.tracer._slots.array",
   sizeof(struct __pyx_array_obj),
   0,
   Py_TPFLAGS_DEFAULT|Py_TPFLAGS_HAVE_VERSION_TAG|Py_TPFLAGS_BASETYPE|Py_TPFLAGS_SEQUENCE,
@@ -19577,7 +19642,7 @@ static PyBufferProcs __pyx_tp_as_buffer_array = {
 
 static PyTypeObject __pyx_type___pyx_array = {
   PyVarObject_HEAD_INIT(0, 0)
-  "heapledger.store._kernels.""array", /*tp_name*/
+  "heapledger.tracer._slots.""array", /*tp_name*/
   sizeof(struct __pyx_array_obj), /*tp_basicsize*/
   0, /*tp_itemsize*/
   __pyx_tp_dealloc_array, /*tp_dealloc*/
@@ -19781,7 +19846,7 @@ static PyType_Slot __pyx_type___pyx_MemviewEnum_slots[] = {
   {0, 0},
 };
 static PyType_Spec __pyx_type___pyx_MemviewEnum_spec = {
-  "heapledger.store._kernels.Enum",
+  "heapledger.tracer._slots.Enum",
   sizeof(struct __pyx_MemviewEnum_obj),
   0,
   Py_TPFLAGS_DEFAULT|Py_TPFLAGS_HAVE_VERSION_TAG|Py_TPFLAGS_BASETYPE|Py_TPFLAGS_HAVE_GC,
@@ -19791,7 +19856,7 @@ static PyType_Spec __pyx_type___pyx_MemviewEnum_spec = {
 
 static PyTypeObject __pyx_type___pyx_MemviewEnum = {
   PyVarObject_HEAD_INIT(0, 0)
-  "heapledger.store._kernels.""Enum", /*tp_name*/
+  "heapledger.tracer._slots.""Enum", /*tp_name*/
   sizeof(struct __pyx_MemviewEnum_obj), /*tp_basicsize*/
   0, /*tp_itemsize*/
   __pyx_tp_dealloc_Enum, /*tp_dealloc*/
@@ -20127,7 +20192,7 @@ static PyType_Slot __pyx_type___pyx_memoryview_slots[] = {
   {0, 0},
 };
 static PyType_Spec __pyx_type___pyx_memoryview_spec = {
-  "heapledger.store._kernels.memoryview",
+  "heapledger.tracer._slots.memoryview",
   sizeof(struct __pyx_memoryview_obj),
   0,
   Py_TPFLAGS_DEFAULT|Py_TPFLAGS_HAVE_VERSION_TAG|Py_TPFLAGS_BASETYPE|Py_TPFLAGS_HAVE_GC,
@@ -20161,7 +20226,7 @@ static PyBufferProcs __pyx_tp_as_buffer_memoryview = {
 
 static PyTypeObject __pyx_type___pyx_memoryview = {
   PyVarObject_HEAD_INIT(0, 0)
-  "heapledger.store._kernels.""memoryview", /*tp_name*/
+  "heapledger.tracer._slots.""memoryview", /*tp_name*/
   sizeof(struct __pyx_memoryview_obj), /*tp_basicsize*/
   0, /*tp_itemsize*/
   __pyx_tp_dealloc_memoryview, /*tp_dealloc*/
@@ -20358,7 +20423,7 @@ static PyType_Slot __pyx_type___pyx_memoryviewslice_slots[] = {
   {0, 0},
 };
 static PyType_Spec __pyx_type___pyx_memoryviewslice_spec = {
-  "heapledger.store._kernels._memoryviewslice",
+  "heapledger.tracer._slots._memoryviewslice",
   sizeof(struct __pyx_memoryviewslice_obj),
   0,
   Py_TPFLAGS_DEFAULT|Py_TPFLAGS_HAVE_VERSION_TAG|Py_TPFLAGS_BASETYPE|Py_TPFLAGS_HAVE_GC|Py_TPFLAGS_SEQUENCE,
@@ -20368,7 +20433,7 @@ static PyType_Spec __pyx_type___pyx_memoryviewslice_spec = {
 
 static PyTypeObject __pyx_type___pyx_memoryviewslice = {
   PyVarObject_HEAD_INIT(0, 0)
-  "heapledger.store._kernels.""_memoryviewslice", /*tp_name*/
+  "heapledger.tracer._slots.""_memoryviewslice", /*tp_name*/
   sizeof(struct __pyx_memoryviewslice_obj), /*tp_basicsize*/
   0, /*tp_itemsize*/
   __pyx_tp_dealloc__memoryviewslice, /*tp_dealloc*/
@@ -20692,31 +20757,11 @@ static int __Pyx_modinit_Exttype___pyx_memoryviewslice_obj(__pyx_mstatetype *__p
 
 static int __Pyx_modinit_Type_import_code(__pyx_mstatetype *__pyx_mstate) {
   __Pyx_RefNannyDeclarations
-  PyObject *__pyx_t_1 = NULL;
-  int __pyx_lineno = 0;
-  const char *__pyx_filename = NULL;
-  int __pyx_clineno = 0;
   CYTHON_UNUSED_VAR(__pyx_mstate);
   __Pyx_RefNannySetupContext("__Pyx_modinit_Type_import_code", 0);
   /*--- Type import code ---*/
-  __pyx_t_1 = PyImport_ImportModule(__Pyx_BUILTIN_MODULE_NAME); if (unlikely(!__pyx_t_1)) __PYX_ERR(2, 9, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_1);
-  __pyx_mstate->__pyx_ptype_7cpython_4type_type = __Pyx_ImportType_3_3_1(__pyx_t_1, __Pyx_BUILTIN_MODULE_NAME, "type",
-  #if defined(PYPY_VERSION_NUM) && PYPY_VERSION_NUM < 0x050B0000
-  sizeof(PyTypeObject), __PYX_GET_STRUCT_ALIGNMENT_3_3_1(PyTypeObject),
-  #elif CYTHON_COMPILING_IN_LIMITED_API
-  0, 0,
-  #else
-  sizeof(PyHeapTypeObject), __PYX_GET_STRUCT_ALIGNMENT_3_3_1(PyHeapTypeObject),
-  #endif
-  __Pyx_ImportType_CheckSize_Warn_3_3_1); if (!__pyx_mstate->__pyx_ptype_7cpython_4type_type) __PYX_ERR(2, 9, __pyx_L1_error)
-  __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __Pyx_RefNannyFinishContext();
   return 0;
-  __pyx_L1_error:;
-  __Pyx_XDECREF(__pyx_t_1);
-  __Pyx_RefNannyFinishContext();
-  return -1;
 }
 
 static int __Pyx_modinit_Variable_import_code(__pyx_mstatetype *__pyx_mstate) {
@@ -20739,10 +20784,10 @@ static int __Pyx_modinit_Function_import_code(__pyx_mstatetype *__pyx_mstate) {
 
 #if CYTHON_PEP489_MULTI_PHASE_INIT
 static PyObject* __pyx_pymod_create(PyObject *spec, PyModuleDef *def); /*proto*/
-static int __pyx_pymod_exec__kernels(PyObject* module); /*proto*/
+static int __pyx_pymod_exec__slots(PyObject* module); /*proto*/
 static PyModuleDef_Slot __pyx_moduledef_slots[] = {
   {Py_mod_create, (void*)__pyx_pymod_create},
-  {Py_mod_exec, (void*)__pyx_pymod_exec__kernels},
+  {Py_mod_exec, (void*)__pyx_pymod_exec__slots},
   #if CYTHON_COMPILING_IN_CPYTHON_FREETHREADING
   {Py_mod_gil, __Pyx_FREETHREADING_COMPATIBLE},
   #endif
@@ -20761,8 +20806,8 @@ namespace {
   #endif
   {
       PyModuleDef_HEAD_INIT,
-      "_kernels",
-      __pyx_k_The_encoder_s_inner_loop_compile, /* m_doc */
+      "_slots",
+      __pyx_k_Slots_of_a_ring_to_columns_compi, /* m_doc */
     #if CYTHON_USE_MODULE_STATE
       sizeof(__pyx_mstatetype), /* m_size */
     #else
@@ -20799,8 +20844,8 @@ namespace {
   #endif
 #endif
 
-__Pyx_PyMODINIT_FUNC PyInit__kernels(void) CYTHON_SMALL_CODE; /*proto*/
-__Pyx_PyMODINIT_FUNC PyInit__kernels(void)
+__Pyx_PyMODINIT_FUNC PyInit__slots(void) CYTHON_SMALL_CODE; /*proto*/
+__Pyx_PyMODINIT_FUNC PyInit__slots(void)
 #if CYTHON_PEP489_MULTI_PHASE_INIT
 {
   return PyModuleDef_Init(&__pyx_moduledef);
@@ -20918,7 +20963,7 @@ bad:
 }
 
 
-static CYTHON_SMALL_CODE int __pyx_pymod_exec__kernels(PyObject *__pyx_pyinit_module)
+static CYTHON_SMALL_CODE int __pyx_pymod_exec__slots(PyObject *__pyx_pyinit_module)
 #endif
 {
   int stringtab_initialized = 0;
@@ -20941,7 +20986,7 @@ static CYTHON_SMALL_CODE int __pyx_pymod_exec__kernels(PyObject *__pyx_pyinit_mo
   #if CYTHON_PEP489_MULTI_PHASE_INIT
   if (__pyx_m) {
     if (__pyx_m == __pyx_pyinit_module) return 0;
-    PyErr_SetString(PyExc_RuntimeError, "Module '_kernels' has already been imported. Re-initialisation is not supported.");
+    PyErr_SetString(PyExc_RuntimeError, "Module '_slots' has already been imported. Re-initialisation is not supported.");
     return -1;
   }
   #else
@@ -20957,7 +21002,7 @@ static CYTHON_SMALL_CODE int __pyx_pymod_exec__kernels(PyObject *__pyx_pyinit_mo
   #if CYTHON_USE_MODULE_STATE
   {
     int add_module_result = __Pyx_State_AddModule(__pyx_t_1, &__pyx_moduledef);
-    __pyx_t_1 = 0; /* transfer ownership from __pyx_t_1 to "_kernels" pseudovariable */
+    __pyx_t_1 = 0; /* transfer ownership from __pyx_t_1 to "_slots" pseudovariable */
     if (unlikely((add_module_result < 0))) __PYX_ERR(0, 1, __pyx_L1_error)
     pystate_addmodule_run = 1;
   }
@@ -20987,7 +21032,7 @@ static CYTHON_SMALL_CODE int __pyx_pymod_exec__kernels(PyObject *__pyx_pyinit_mo
   }
   #endif
   
-__Pyx_RefNannySetupContext("PyInit__kernels", 0);
+__Pyx_RefNannySetupContext("PyInit__slots", 0);
   __Pyx_init_runtime_version();
   if (__Pyx_check_binary_version(__PYX_LIMITED_VERSION_HEX, __Pyx_get_runtime_version(), CYTHON_COMPILING_IN_LIMITED_API) < (0)) __PYX_ERR(0, 1, __pyx_L1_error)
   __pyx_mstate->__pyx_empty_tuple = PyTuple_New(0); if (unlikely(!__pyx_mstate->__pyx_empty_tuple)) __PYX_ERR(0, 1, __pyx_L1_error)
@@ -20998,13 +21043,13 @@ __Pyx_RefNannySetupContext("PyInit__kernels", 0);
   if (__Pyx_InitConstants(__pyx_mstate) < (0)) __PYX_ERR(0, 1, __pyx_L1_error)
   stringtab_initialized = 1;
   if (__Pyx_InitGlobals() < (0)) __PYX_ERR(0, 1, __pyx_L1_error)
-  if (__pyx_module_is_main_heapledger__store___kernels) {
+  if (__pyx_module_is_main_heapledger__tracer___slots) {
     if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_name_2, __pyx_mstate_global->__pyx_n_u_main) < (0)) __PYX_ERR(0, 1, __pyx_L1_error)
   }
   {
     PyObject *modules = PyImport_GetModuleDict(); if (unlikely(!modules)) __PYX_ERR(0, 1, __pyx_L1_error)
-    if (!PyDict_GetItemString(modules, "heapledger.store._kernels")) {
-      if (unlikely((PyDict_SetItemString(modules, "heapledger.store._kernels", __pyx_m) < 0))) __PYX_ERR(0, 1, __pyx_L1_error)
+    if (!PyDict_GetItemString(modules, "heapledger.tracer._slots")) {
+      if (unlikely((PyDict_SetItemString(modules, "heapledger.tracer._slots", __pyx_m) < 0))) __PYX_ERR(0, 1, __pyx_L1_error)
     }
   }
   /*--- Builtin init code ---*/
@@ -21021,7 +21066,7 @@ __Pyx_RefNannySetupContext("PyInit__kernels", 0);
   if (unlikely((__Pyx_modinit_Exttype___pyx_MemviewEnum_obj(__pyx_mstate) < 0))) __PYX_ERR(0, 1, __pyx_L1_error)
   if (unlikely((__Pyx_modinit_Exttype___pyx_memoryview_obj(__pyx_mstate) < 0))) __PYX_ERR(0, 1, __pyx_L1_error)
   if (unlikely((__Pyx_modinit_Exttype___pyx_memoryviewslice_obj(__pyx_mstate) < 0))) __PYX_ERR(0, 1, __pyx_L1_error)
-  if (unlikely((__Pyx_modinit_Type_import_code(__pyx_mstate) < 0))) __PYX_ERR(0, 1, __pyx_L1_error)
+  (void)__Pyx_modinit_Type_import_code(__pyx_mstate);
   (void)__Pyx_modinit_Variable_import_code(__pyx_mstate);
   (void)__Pyx_modinit_Function_import_code(__pyx_mstate);
   if (__Pyx_InitAfterSharedUtility() < (0)) __PYX_ERR(0, 1, __pyx_L1_error)
@@ -21519,25 +21564,52 @@ __Pyx_RefNannySetupContext("PyInit__kernels", 0);
   if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_pyx_unpickle_Enum, __pyx_t_4) < (0)) __PYX_ERR(1, 4, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
 
-  /* "heapledger/store/_kernels.pyx":88
+  /* "tracer/_slots.pyx":17
+ *     MORE = 0x40
  * 
- * 
- * def encode(             # <<<<<<<<<<<<<<
- *     const uint64_t[::1] values not None, const uint64_t[::1] seq not None, const uint64_t[::1] size not None,
- *     const uint8_t[::1] allocation not None, int transform, bint split,
+ * cdef uint64_t SPAN_LATE = 0x7FFFFF             # <<<<<<<<<<<<<<
+ * cdef uint64_t EXCESS_LATE = 0xFFFF
+ * cdef uint64_t SIZE_EXT = 0xFFFFFFFFFFFF
 */
-  __pyx_t_4 = __Pyx_CyFunction_New(&__pyx_mdef_10heapledger_5store_8_kernels_1encode, 0, __pyx_mstate_global->__pyx_n_u_encode, NULL, __pyx_mstate_global->__pyx_n_u_heapledger_store__kernels, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[0])); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 88, __pyx_L1_error)
+  __pyx_v_10heapledger_6tracer_6_slots_SPAN_LATE = 0x7FFFFF;
+
+  /* "tracer/_slots.pyx":18
+ * 
+ * cdef uint64_t SPAN_LATE = 0x7FFFFF
+ * cdef uint64_t EXCESS_LATE = 0xFFFF             # <<<<<<<<<<<<<<
+ * cdef uint64_t SIZE_EXT = 0xFFFFFFFFFFFF
+ * 
+*/
+  __pyx_v_10heapledger_6tracer_6_slots_EXCESS_LATE = 0xFFFF;
+
+  /* "tracer/_slots.pyx":19
+ * cdef uint64_t SPAN_LATE = 0x7FFFFF
+ * cdef uint64_t EXCESS_LATE = 0xFFFF
+ * cdef uint64_t SIZE_EXT = 0xFFFFFFFFFFFF             # <<<<<<<<<<<<<<
+ * 
+ * 
+*/
+  __pyx_v_10heapledger_6tracer_6_slots_SIZE_EXT = 0xFFFFFFFFFFFF;
+
+  /* "tracer/_slots.pyx":95
+ * 
+ * 
+ * def decode(             # <<<<<<<<<<<<<<
+ *     const uint64_t[:, ::1] slots not None, const uint8_t[::1] known not None, const uint8_t[::1] has_word not None,
+ *     uint64_t[::1] carry not None, uint8_t[::1] kind not None, uint64_t[:, ::1] wide not None,
+*/
+  __pyx_t_4 = __Pyx_CyFunction_New(&__pyx_mdef_10heapledger_6tracer_6_slots_1decode, 0, __pyx_mstate_global->__pyx_n_u_decode, NULL, __pyx_mstate_global->__pyx_n_u_heapledger_tracer__slots, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[0])); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 95, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount(__pyx_t_4);
   #endif
-  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_encode, __pyx_t_4) < (0)) __PYX_ERR(0, 88, __pyx_L1_error)
+  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_decode, __pyx_t_4) < (0)) __PYX_ERR(0, 95, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
 
-  /* "heapledger/store/_kernels.pyx":1
+  /* "tracer/_slots.pyx":1
  * # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False             # <<<<<<<<<<<<<<
- * """The encoder's inner loop, compiled: a column's transform, order and byte planes in two passes, without the interpreter
- * lock. The same thing in numpy is `blocks._encode_by_numpy`, which is also the oracle of its tests."""
+ * """Slots of a ring to columns, compiled: what `spool.decode` does with the ordinary ones, in one pass and without the
+ * interpreter lock. The layout is drawn in preload/spool.h. `spool._decode_any` does the rest, and is the oracle of its tests.
 */
   __pyx_t_4 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 1, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
@@ -21552,7 +21624,7 @@ __Pyx_RefNannySetupContext("PyInit__kernels", 0);
   __Pyx_XDECREF(__pyx_t_5);
   if (__pyx_m) {
     if (__pyx_mstate->__pyx_d && stringtab_initialized) {
-      __Pyx_AddTraceback("init heapledger.store._kernels", __pyx_clineno, __pyx_lineno, __pyx_filename);
+      __Pyx_AddTraceback("init heapledger.tracer._slots", __pyx_clineno, __pyx_lineno, __pyx_filename);
     }
     #if !CYTHON_USE_MODULE_STATE
     Py_CLEAR(__pyx_m);
@@ -21566,7 +21638,7 @@ __Pyx_RefNannySetupContext("PyInit__kernels", 0);
     }
     #endif
   } else if (!PyErr_Occurred()) {
-    PyErr_SetString(PyExc_ImportError, "init heapledger.store._kernels");
+    PyErr_SetString(PyExc_ImportError, "init heapledger.tracer._slots");
   }
   __pyx_L0:;
   __Pyx_RefNannyFinishContext();
@@ -21648,24 +21720,10 @@ static int __Pyx_InitCachedConstants(__pyx_mstatetype *__pyx_mstate) {
   __Pyx_GIVEREF(__pyx_mstate_global->__pyx_slice[0]);
   if (__Pyx_PyTuple_SET_ITEM(__pyx_mstate_global->__pyx_tuple[1], 0, __pyx_mstate_global->__pyx_slice[0]) != (0)) __PYX_ERR(1, 763, __pyx_L1_error);
   __Pyx_GIVEREF(__pyx_mstate_global->__pyx_tuple[1]);
-
-  /* "heapledger/store/_kernels.pyx":97
- *         raise ValueError("columns of different lengths")
- *     if count == 0:
- *         return 0, b""             # <<<<<<<<<<<<<<
- *     cdef uint64_t *scratch = <uint64_t *>malloc(2 * count * sizeof(uint64_t))
- *     if scratch == NULL:
-*/
-  {
-    PyObject* __pyx_temp[2] = {__pyx_mstate_global->__pyx_int_0, __pyx_mstate_global->__pyx_kp_b__5};
-    __pyx_mstate_global->__pyx_tuple[2] = __Pyx_PyTuple_FromArray(__pyx_temp, 2); if (unlikely(!__pyx_mstate_global->__pyx_tuple[2])) __PYX_ERR(0, 97, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_mstate_global->__pyx_tuple[2]);
-  }
-  __Pyx_GIVEREF(__pyx_mstate_global->__pyx_tuple[2]);
   #if CYTHON_IMMORTAL_CONSTANTS
   {
     PyObject **table = __pyx_mstate->__pyx_tuple;
-    for (Py_ssize_t i=0; i<3; ++i) {
+    for (Py_ssize_t i=0; i<2; ++i) {
       #if PY_VERSION_HEX >= 0x030F0000
       PyUnstable_SetImmortal(table[i]);
       #elif CYTHON_COMPILING_IN_CPYTHON_FREETHREADING
@@ -21722,31 +21780,31 @@ static int __Pyx_InitConstants(__pyx_mstatetype *__pyx_mstate) {
   int __pyx_clineno = 0;
   CYTHON_UNUSED_VAR(__pyx_mstate);
   {
-    const struct { const unsigned int length: 8; } str_length_index[] = {{6},{8},{1},{2},{15},{23},{25},{32},{20},{22},{1},{1},{37},{45},{22},{179},{8},{15},{28},{7},{6},{2},{9},{50},{33},{30},{37},{5},{8},{8},{15},{20},{12},{9},{17},{8},{8},{12},{10},{8},{10},{8},{7},{14},{11},{10},{19},{14},{12},{10},{17},{13},{12},{12},{19},{8},{13},{3},{15},{10},{18},{4},{1},{18},{5},{15},{6},{9},{5},{5},{6},{7},{5},{25},{2},{5},{5},{8},{7},{4},{4},{4},{3},{3},{4},{6},{3},{8},{7},{4},{3},{10},{5},{4},{5},{5},{4},{4},{6},{9},{6},{6},{6},{5},{1}};
-    const struct { const unsigned int length: 9; } bytes_length_index[] = {{0},{1},{319}};
+    const struct { const unsigned int length: 8; } str_length_index[] = {{6},{8},{1},{2},{15},{23},{25},{32},{20},{22},{1},{1},{37},{45},{22},{179},{8},{15},{21},{7},{6},{2},{9},{50},{21},{17},{30},{37},{5},{8},{8},{15},{20},{12},{9},{17},{8},{8},{12},{10},{8},{10},{8},{7},{14},{11},{10},{19},{14},{12},{10},{17},{13},{12},{12},{19},{8},{13},{3},{15},{18},{4},{1},{5},{18},{5},{6},{15},{6},{9},{5},{5},{6},{7},{5},{8},{24},{2},{5},{5},{8},{4},{5},{7},{4},{4},{4},{3},{4},{3},{8},{10},{5},{4},{5},{5},{5},{4},{4},{6},{6},{6},{6},{4},{1}};
+    const struct { const unsigned int length: 9; } bytes_length_index[] = {{1},{338}};
     #ifndef CYTHON_COMPRESS_STRINGS
       #define CYTHON_COMPRESS_STRINGS 90
     #endif
-    #if (CYTHON_COMPRESS_STRINGS) == 1 /* compression: zlib (1045 bytes) */
-static const char cstring[] = "x\332}T\275o\0337\024\217\r9qZ7\261\0224NP\004\240\\\300\002\214Xn\032\243_\010R\010\216]xhjUF\003\030E.\024\371$1\246\310\023\311\223\245N\0315\336x\343\2157j\324\230\321\243F\215\371\023\362\047\364\361$\331nQ\364\200\273{\344\373\372\275\307\337#\241\216|\323\047\272\361\016\230{Q\371\211<\377\025:\332\014\376\020pNt\223<gZ9\321\212td\tU\234pa\274\341\277\267\205Z(\2543\202\003\277fL\264\371_\375?\367.-_\374\274O\225\322\216PkEK\021\247\211\001\312w\264\222\003\322\311A\366\020\344\221\352Q)8\351h\016O\010\364C\364\305PeV\366y\313Mm\234\241\252\374\204\2640\324\302\330\266i\010\230\212\320\276\260\344\225v@\\\033;\261?pm\255\010\356q\220\242\001\206:\300l\036\037F5\336H\221\343\203\343\235\275\037\366r\264\006|\337,\261Q\203I\004\n\3267\255\021\t\3510\272\033\204`+\344\250I\006:\"\n\020\027V\021\242\335u\007\327\006E,8/\220r^3uB\253\000\335\205j\225\347m\022=\360\336\207TZ\250P\316\003\264\003\246\245\364:\255l\2056\030.\243\216\3121p\321l\202\001\345\210\004\325rm\313\205\245\r\t\240\374\267\305\204\235I\\i,\266I#\351H\020\030\340\021\203  <\312\263)\255v\260\370\236\240\022\265L(\341\202\300\032\266\333\006\032\242s\013\314\256u\332\300np\006F\201\264\225p\320\217\362\310\336\237J\251\0316\221Pc\350\200p\352h\345?\264\263\363\360\r\235Q\301V\252\365\375\243\243\003)Eh\205\255C7\002\305\300\223\262r\305\317 8\036\364\361}\211\207\023\274\202\276\373\035\232A0o \026\201\200}\213\257\204\0268\341\240\3437\270\367\301\247\031)\346\377\250\262\013/\321\t\2215^\352P\241\362\277\346\221\314u\212vf\177\237>\010\260\330\200\265\201\235\331\2503[\315\243x\321\037\377L\212T(\330\031F8P\013\273\236\363]\3601\272\021\225\213\260\213\376_J,g\344\265\r\350\373\005\322\345\022\212\275\006\375R\276\362s`}-\302\006L\033\035!/\001\231\262h}\320\210<O\346K\344\021\265\003\305\204\256\\\032\333\006\265\300\230D1\300n\34041hPv\306t\244\034\317k\304\330\263\013\004\017\t\307\020\260\310|t\300\030m\232\222\266,\216a\207\272\37106\321\223_\021\250\222\023\250\262 \220\340x\005@\337""\037\224\235}\376\002\034w?\353~\306}\325xEt0!\342\013\021H()\242\014uh\240%,\216\251e\230\234\265-\002\261\320\305\226\314\371\235\263\314\207\263\241\024\276O\006?\020bz|M\304\234\007\227C\305\363\302\300Q\210|\005\2741\"\260\347\202\273v\377\267\367K\237>\273\261\36289L\267\262\245\2548-\334zo\207[\361R|?\336\217{I=-\244\207Y){\226\261\321\203\221\035o\1778\274(]<\273`\223\332\353\311\353\323\311\351\233\311\233\267\223\267l\302\302I\330\235\256\336\031\276K\226\222<LoX\217\227\246\253w\2076.M\013\217\223?\263\007Yw\264<\332\034\035\2167\307Uo\322\317u\253\267\247\205\257\222\247\037\013_\306\265O7o\254\334\234~qg\272v?\3761\251&\265\244\231V\323\223\254\230}\235\3252>*\215\366F\335qa\\\035\237~\350^\024.~\231\324\021A0]\273\027o%\313\311f\3622]A\363{\331\267Ym\272\376\010\221\254\335\035\366\342\023\024\326\037&\253\351rZ\232\256o\304\335\344vZL\267\263jv2\332\030#\312\342\244\270\215e~\207E\232q\321\327q6y\344w\236\346`\036bQ\033\351\255\364<\243\037W\327\206\325amZ\370|\370}\\\372\033\350\306\203\230";
-    PyObject *data = __Pyx_DecompressString(cstring, 1045, 1);
+    #if (CYTHON_COMPRESS_STRINGS) == 1 /* compression: zlib (1028 bytes) */
+static const char cstring[] = "x\332}T\277o\0337\024\256\020\007u\3236\255\332 [\001\032q\241%\276\306\265\033\024E\220\302\260\035\300CS;\262\r#\277.<\362\235D\373\216<\363\207,u\312\250Q\343\215\0325j\324\250Q\343\215\036\373\047\364O\350\343\235$\273EQ\001\247#\371\036?~\357{\037\217PK\236t\211\212\316\201\331\347\301/\344\331o\220*\335;\025pETL\2361%\255h9\345\014\241\222\023.\264O\374\367\262\220\213\200\261Zp\340\267\222\211\322\377\033\377\347\3322\363\371\257\273TJe\t5F\264$\261\212h\240|C\311\244G\322\222d\007I\036\310\016M\004\047\251\342\360\230@7\303\275\010\325`\r\177n#V\332j*\033\217I\013\241\026\311\246M3\300\243\010\355\nC^*\013\304\266Q\211\335\236m+Ip\215C\"\"\320\324\002\236\346\371!\252\366I\222\034\356\037nl\377\274]\262\325\340u3\304\270\210%H\024\214\027-r\"\261\210n{\031\230\200\034\304\244\247\034\221\200\274\260\212\014\363no\260m\220\304\200\365\003\322(k\246V(\031\342v![\215\271L\242\003~\367\013\232\030\010(\347!\346\001SI\342cJ\232\200F\014\247.\225\330\022\355s\025\326\211\345sah\224\000H\377\337b\302T#.\025V\031S\227X\022\206\032\270c\020\206\204\273\362\030\251\344\006V\335\0214\301(\023R\33004\211\302Z\333\024\231\304\312ir\2454Gm(\003\375C\025\014\262^\327\225\360\036\204&\211b(!\362\321\264G8\2654\370\217h\325\r/ge\004\023\3544w\017\016\366\223DdF\230&\\:\220\014\274%\203\033w\206\341a\257\213\317\036\266&|\t]\373\n\3420\234\313\207\225 k/\360\315\240\005VXH\375\002\367{\360\027;\311\374\033Cf\261K\244\031\212\346G)\025\262|+\356\2222&iZ\275\375\361a\210\305\206\254\r\354\302\270\264\232\315Q\374\3207\277\0329\231\tv\201\010\373r\221\327\261^\005\217q\351h\262\200]4a9b\245\037o-@\327O\320,K*\346\026\365\345\370f\237\005\343k\021&dJ+\207\256\004\364\311B\3720rq\214.7=\311\204\n\226)&\242\006\030\303\266\365X\202\363\020\205(\373\034Qv\301\224\223\226\243\365\360\312\226E\"x\365\375\300.\341\"`\225\345\315\001\255\225\216\023\3322x\013Sj\347w\021\255#y\233\232\320\333\247\r4C/\266@\007\225\221\202\312H\202\343\207\000\272\276a\246\372\373\003.p\351B\252+\211\267""\337_}\177\345\275\014\370\305H\221@\206\3342\225ih\t\203\227\025\305\230\333\273\364\227\007(\221Q!l\230\245\032\265\202\314X\205\217v\314b\2270\3402t)\340W\302\201\271B/v\177\377X\373\353\376\047w\277\313\367\207\017\207\227\243\332\365\312\247\037]\377\305`m\2605`\3717\371V\016\303\247\243\372\350\321\2509\2763\336\032\267\047\361tg\332\234\335\231m\315XqtZ\234\276-\336\276+\336}(>\260\202\361\353\325\373\375\363\274\226\327=N\247\337\034\324\256W\277\352_\372\231\355?\035\324\007\217\006\257\006\235\2749\274;<\035m\216vGz\374pl&\353K\324\037g\315\342\360\2708~]\274~S\274y_\274G`z\203\372\331\275\353\325\257\007\367\362\265\353/\276\354\237\224,y\336\030\326\207\337#\371\225\321\316\350l|4\346\223\265\311O\323\332\364\301\364h\312gk\263\355\331e\211yR\234\234\025g\025_Z\320\250\210\240\000Q\210\363\342\\\026R\025J\027\332x\340\343\222\350q^\317\327s\232\233\341\372\220\016mI\327\2167\307{\223\332\344\333\311\336\374\0006{0;\232A\321\364\007\374\271\362y\177\363os\352\224C";
+    PyObject *data = __Pyx_DecompressString(cstring, 1028, 1);
     #define __Pyx_DecompressString_LZSS_UNUSED
     if (unlikely(!data)) __PYX_ERR(0, 1, __pyx_L1_error)
     const char* const bytes = __Pyx_PyBytes_AsString(data);
     #if !CYTHON_ASSUME_SAFE_MACROS
     if (likely(bytes)); else { Py_DECREF(data); __PYX_ERR(0, 1, __pyx_L1_error) }
     #endif
-    #elif (CYTHON_COMPRESS_STRINGS) > 0 && (CYTHON_COMPRESS_STRINGS) <= 90 /* compression: lzss (1356 bytes) */
-static const char cstring[] = "\377 at 0x o\377bject>.:\377 <Memory\377View of \377<contigu\377ous and gdir%\001\007\rin\021\005\177strided\"\010o or \004\031><(\t\376A\006>?Canno\377t assign\377 to read\177-only m\240\002\375v\242\000Invali\377d mode, \347exp\305\000|\000\047c\047\376t\001\047fortra\237n\047, gH\000%\005s\357hape\222\000 ax\377is Note \373th\207 Cytho\373n \021\000delib\237eratek\000\320\001c\367ter!\001n PE\337P-484\212\"re\376\264!s subcl\366\246\000es\261!buil\373ti\260\000ypes.\377 If you \223ne\224 \303\000p\316\000%\tt\177hen set\200\000\367e \047\357\002atio\377n_typing\355\047\355$iv\242\000o F\377alse.add}_\231 ecoll\266@\276+\000s.abc\014\000u\373mn\177\002diffe\377rent len\377gthsdisa\337bleen\002\001gc\373is\004\003dno d\377efault _\377_reduce_\357_ dui\002non\275-\316@vial\033\000c\377init__sr\377c/heaple\377dger/sto\377re/_kern\377els.pyxu|_\002\256Aalloc\302 \377 array d\017ata.\013\020\212C\334a\271c\377s.ASCIIE\377llipsisS\177equence\221\204\001}.\226\204\007__Pyx\001\000\377Dict_Nex?tRef__\272$\302\000\333__\217B__\001\005ge_titem\r\001d0\001\236\027\000func\035\001\030\000s9t\353@)\001imp\263`3\001\357main\003\002odu\335lM\002nam\002\003ew\374T\001\352\000_check\003suT\000\n\001?\004\025\001\275@\310 ~\037\001unpick?\000\233En \005vt\212A\230\001qGualO\005\370%\201Fc\215\204\002L\277\001\224Dex\314\001\254`_\203\005p\270`\262\006\003\006.\007tes\261@\377_is_coro\237utine\247`\221E_\343bu\244a\241D\363`asy\337ncio.$\006sb\277aseccl5\000_\376\213 traceba\377ckcountd\260\337\002Y\000\273\207\003\242@od\340`u\375m\266\205\002errorf\377lagsform\253at\206\206\004f7\000d\267g.\372\274b.\271eidind\353ex\245As\000\002ize\307mem\350\206\001\340\206\001\375!nd_imobj\312\000p\206\000\377planespo\377pregiste\377rscratch\377seenseqs\323et\331\204\004\361\206\002sL\000sp\327lit\354@r\002\000ep\367sto\001\000ruct\360\246\207\001\246\002\255@\337\000upda\377tevalues\377widthxO\200\377\001\360\n\000\005\035\230F\377\240&\250\001\250\021\330\004\377\007\200s\210&\220\001\220""\377\023\220C\220v\230S\240\377\004\240F\250!\2503\250\377c\260\026\260s\270*\300\377F\310!\3103\310c\320\377QW\320WZ\320Z^\377\320^`\320`c\320c\377p\320pq\330\010\016\210\357j\230\001\230B\002v\210S\377\220\001\330\010\017\210s\220\377!\330\004\035\230\\\250\026\377\250q\260\002\260\"\260F\257\270\"\270Af\001x\027\002\010\377\t\330\004\033\2301\340\004\377\025\220Q\360\006\000\005\006\377\330\r\016\330\014\023\2209\377\230A\230Q\230f\240A\377\240T\250\021\250#\250Q\377\250d\260!\2604\260q\377\270\004\270A\270Z\300q\277\310\004\310G\320S\177\000_\377\330\014\022\220&\230\002\230\337\"\230D\240\005,\000\022\250\2772\250Q\330\020\031\207\000\014\337\017\210v\220T\220\000\020\030\377\230\010\240\002\240!\330\020\377\027\220q\230\t\240\021\240\377*\250A\250T\260\027\270^\243\000\021\320\021*\344\0006\342\000wr\270\021\304\001k\320\031\016\001\3651\210\002\030\322\000\027\240\007\240\377w\250a\340\010\014\210A\377\210Q\330\004\013\2107\220\001!";
-    PyObject *data = __Pyx_DecompressString_LZSS(cstring, 1356, 1646);
+    #elif (CYTHON_COMPRESS_STRINGS) > 0 && (CYTHON_COMPRESS_STRINGS) <= 90 /* compression: lzss (1345 bytes) */
+static const char cstring[] = "\377 at 0x o\377bject>.:\377 <Memory\377View of \377<contigu\377ous and gdir%\001\007\rin\021\005\177strided\"\010o or \004\031><(\t\376A\006>?Canno\377t assign\377 to read\177-only m\240\002\375v\242\000Invali\377d mode, \347exp\305\000|\000\047c\047\376t\001\047fortra\237n\047, gH\000%\005s\357hape\222\000 ax\377is Note \373th\207 Cytho\373n \021\000delib\237eratek\000\320\001c\367ter!\001n PE\337P-484\212\"re\376\264!s subcl\366\246\000es\261!buil\373ti\260\000ypes.\377 If you \223ne\224 \303\000p\316\000%\tt\177hen set\200\000\367e \047\357\002atio\377n_typing\355\047\355$iv\242\000o F\377alse.add}_\231 ecoll\266@\276+\000s.abc\014\000u\353mn\247@r(\001o s\375h\374\000disabl\367een\002\001gcis\376\004\003dno def\377ault __r\377educe__ {dub\002non-\307@\357vial\033\000cin\377it__slot\357s ha\207\000fou\277r word\355@a\357cer/\027\003.py\363xud\002\254Aallo\375c\300  array? data.\013\020\210C\374\332a\267cs.ASCI\377IEllipsi\377sSequenc\365e\217\204\001.\224\204\007__Py\375x\001\000Dict_N\377extRef__l\270$\307\000__\215B__\001\005\177getitem\r\001yd0\001\027\000func\035\001\346\030\000st\351@)\001imp\274\261`3\001main\003\002owdulM\002nam\002\003\363ewT\001\352\000_che\017cksuT\000\n\001?\004\025\001\370\273@\315 \037\001unpicmk?\000En \005vt\217A\036\230\001qualO\005\375%\206F1c\213\204\002\277\001\231Dex\314\001\252`\301_\203\005\266`\262\006\003\006.\007te\375s\266@_is_co\177routine\245`\376\221E_buffer\377asyncio.\376\032\006sbasecc\256\264@ycl0\000_\206 t\375r\345@backco\357untd\370`ded\260\340\002Z\000\272\207\003\243@od\346`u\375m\265\205\002errorf\377lagsform\363at\205\206\004\270`ndha\373s_\273aheapl\277edger.\\\002r\375.\340cidinde\365x\255As\000\002izek\377indknown\307mem\367\206\001\357\206\001\216And\277imobjp\231\000p\377opregist\237erset\330\204\004\351\206\002s\360>\000\273\204\002\346@\256@tart\336#\000psto\001\000ru\363ct\243@\332\000upda\377tevalues\373wi\177\000O\200\001\360\016\377\000\005\035\230E\240\026\240\377q\250\001\330\004\007\200u\377""\210F\220!\2203\220c\377\230\022\2303\230e\2406\377\250\021\250#\250S\260\003\377\2603\260h\270f\300A\377\300S\310\003\3103\310c\377\320QV\320V\\\320\\\377]\320]`\320`c\320\377cd\330\010\016\210j\230\367\001\230\021D\001v\210S\220\277\001\330\010\017\210qR\001t\377\2106\220\021\220#\220R\377\220v\230S\240\005\240V\377\2501\250C\250r\260\026\357\260s\270$M\0062\310S\377\320PT\320TZ\320Z\277[\320[^\320^V\000a\376L\007\t\n\330\010\020\220\n\177\230!\330\014\r\210U\241\002\177d\230\047\240\021\240%\272\000\377\004\250A\250X\260Q\260\377d\270!\2705\300\001\300\377\024\300Q\300d\310!\310\3674\310qO\002U\320UX\373\320X\252\003a\320ab\320\377be\320ei\320ij\377\320jn\320no\320o\257r\320rsU\001T\244\002T\377\230\021\230$\230a\230s\277\240$\240a\240t\252\002t\377\2601\260D\270\001\270\023\373\270DZ\004c\310\024\310Q\357\310e\320S\262\000U\340\004\007\013\2101";
+    PyObject *data = __Pyx_DecompressString_LZSS(cstring, 1345, 1652);
     #define __Pyx_DecompressString_UNUSED
     if (unlikely(!data)) __PYX_ERR(0, 1, __pyx_L1_error)
     const char* const bytes = __Pyx_PyBytes_AsString(data);
     #if !CYTHON_ASSUME_SAFE_MACROS
     if (likely(bytes)); else { Py_DECREF(data); __PYX_ERR(0, 1, __pyx_L1_error) }
     #endif
-    #else /* compression: none (1646 bytes) */
-static const char bytes[] = " at 0x object>.: <MemoryView of <contiguous and direct><contiguous and indirect><strided and direct or indirect><strided and direct><strided and indirect>>?Cannot assign to read-only memoryviewInvalid mode, expected \047c\047 or \047fortran\047, got Invalid shape in axis Note that Cython is deliberately stricter than PEP-484 and rejects subclasses of builtin types. If you need to pass subclasses then set the \047annotation_typing\047 directive to False.add_notecollections.abccolumns of different lengthsdisableenablegcisenabledno default __reduce__ due to non-trivial __cinit__src/heapledger/store/_kernels.pyxunable to allocate array data.unable to allocate shape and strides.ASCIIEllipsisSequenceView.MemoryView__Pyx_PyDict_NextRef__annotate____class____class_getitem____dict____func____getstate____import____main____module____name____new____pyx_checksum__pyx_state__pyx_type__pyx_unpickle_Enum__pyx_vtable____qualname____reduce____reduce_cython____reduce_ex____set_name____setstate____setstate_cython____test___is_coroutineabcallocate_bufferallocationasyncio.coroutinesbaseccline_in_tracebackcountdtype_is_objectencodeenumerateerrorflagsformatfortranfoundheapledger.store._kernelsidindexitemsitemsizememviewmodenamendimobjoutpackplanespopregisterscratchseenseqsetdefaultshapesizesplitstartstepstopstructtransformunpackupdatevalueswidthxO\200\001\360\n\000\005\035\230F\240&\250\001\250\021\330\004\007\200s\210&\220\001\220\023\220C\220v\230S\240\004\240F\250!\2503\250c\260\026\260s\270*\300F\310!\3103\310c\320QW\320WZ\320Z^\320^`\320`c\320cp\320pq\330\010\016\210j\230\001\230\021\330\004\007\200v\210S\220\001\330\010\017\210s\220!\330\004\035\230\\\250\026\250q\260\002\260\"\260F\270\"\270A\330\004\007\200x\210s\220!\330\010\t\330\004\033\2301\340\004\025\220Q\360\006\000\005\006\330\r\016\330\014\023\2209\230A\230Q\230f\240A\240T\250\021\250#\250Q\250d\260!\2604\260q\270\004\270A\270Z\300q\310\004\310G\320S^\320^_\330\014\022\220&\230\002\230\"\230D\240\005\240T\250\022\2502\250Q""\330\020\031\230\021\330\014\017\210v\220T\230\021\330\020\030\230\010\240\002\240!\330\020\027\220q\230\t\240\021\240*\250A\250T\260\027\270\001\330\010\021\320\021*\250!\2506\260\026\260r\270\021\330\010\016\210k\320\031*\250!\2501\330\r\016\330\014\030\230\001\230\027\240\007\240w\250a\340\010\014\210A\210Q\330\004\013\2107\220!";
+    #else /* compression: none (1652 bytes) */
+static const char bytes[] = " at 0x object>.: <MemoryView of <contiguous and direct><contiguous and indirect><strided and direct or indirect><strided and direct><strided and indirect>>?Cannot assign to read-only memoryviewInvalid mode, expected \047c\047 or \047fortran\047, got Invalid shape in axis Note that Cython is deliberately stricter than PEP-484 and rejects subclasses of builtin types. If you need to pass subclasses then set the \047annotation_typing\047 directive to False.add_notecollections.abccolumns are too shortdisableenablegcisenabledno default __reduce__ due to non-trivial __cinit__slots have four wordstracer/_slots.pyxunable to allocate array data.unable to allocate shape and strides.ASCIIEllipsisSequenceView.MemoryView__Pyx_PyDict_NextRef__annotate____class____class_getitem____dict____func____getstate____import____main____module____name____new____pyx_checksum__pyx_state__pyx_type__pyx_unpickle_Enum__pyx_vtable____qualname____reduce____reduce_cython____reduce_ex____set_name____setstate____setstate_cython____test___is_coroutineabcallocate_bufferasyncio.coroutinesbaseccarrycline_in_tracebackcountdecodedtype_is_objectencodeenumerateerrorflagsformatfortranfoundhas_wordheapledger.tracer._slotsidindexitemsitemsizekindknownmemviewmodenamendimobjpackpopregistersetdefaultshapesizeslotsstackstartstepstopstructunpackupdatevalueswidexO\200\001\360\016\000\005\035\230E\240\026\240q\250\001\330\004\007\200u\210F\220!\2203\220c\230\022\2303\230e\2406\250\021\250#\250S\260\003\2603\260h\270f\300A\300S\310\003\3103\310c\320QV\320V\\\320\\]\320]`\320`c\320cd\330\010\016\210j\230\001\230\021\330\004\007\200v\210S\220\001\330\010\017\210q\330\004\007\200t\2106\220\021\220#\220R\220v\230S\240\005\240V\2501\250C\250r\260\026\260s\270$\270f\300A\300S\310\003\3102\310S\320PT\320TZ\320Z[\320[^\320^`\320`a\330\010\016\210j\230\001\230\021\330\t\n\330\010\020\220\n\230!\330\014\r\210U\220!\2203\220d\230\047\240\021\240%\240q\250\004\250A\250X\260Q\260d\270!\2705\300\001\300\024\300Q\300d\310!\3104\310q""\320PT\320TU\320UX\320X\\\320\\]\320]a\320ab\320be\320ei\320ij\320jn\320no\320or\320rs\330\014\r\210T\220\021\220#\220T\230\021\230$\230a\230s\240$\240a\240t\2501\250C\250t\2601\260D\270\001\270\023\270D\300\001\300\024\300Q\300c\310\024\310Q\310e\320ST\320TU\340\004\013\2101";
     PyObject *data = NULL;
     #define __Pyx_DecompressString_UNUSED
     #define __Pyx_DecompressString_LZSS_UNUSED
@@ -21756,7 +21814,7 @@ static const char bytes[] = " at 0x object>.: <MemoryView of <contiguous and dir
     for (int i = 0; i < 105; i++) {
       Py_ssize_t bytes_length = str_length_index[i].length;
       PyObject *string = PyUnicode_DecodeUTF8(bytes + pos, bytes_length, NULL);
-      if (likely(string) && i >= 27) PyUnicode_InternInPlace(&string);
+      if (likely(string) && i >= 28) PyUnicode_InternInPlace(&string);
       if (unlikely(!string)) {
         Py_XDECREF(data);
         __PYX_ERR(0, 1, __pyx_L1_error)
@@ -21764,7 +21822,7 @@ static const char bytes[] = " at 0x object>.: <MemoryView of <contiguous and dir
       stringtab[i] = string;
       pos += bytes_length;
     }
-    for (int i = 105; i < 108; i++) {
+    for (int i = 105; i < 107; i++) {
       Py_ssize_t bytes_length = bytes_length_index[i-105].length;
       PyObject *string = PyBytes_FromStringAndSize(bytes + pos, bytes_length);
       stringtab[i] = string;
@@ -21775,7 +21833,7 @@ static const char bytes[] = " at 0x object>.: <MemoryView of <contiguous and dir
       }
     }
     Py_XDECREF(data);
-    for (Py_ssize_t i = 0; i < 108; i++) {
+    for (Py_ssize_t i = 0; i < 107; i++) {
       if (unlikely(PyObject_Hash(stringtab[i]) == -1)) {
         __PYX_ERR(0, 1, __pyx_L1_error)
       }
@@ -21783,7 +21841,7 @@ static const char bytes[] = " at 0x object>.: <MemoryView of <contiguous and dir
     #if CYTHON_IMMORTAL_CONSTANTS
     {
       PyObject **table = stringtab + 105;
-      for (Py_ssize_t i=0; i<3; ++i) {
+      for (Py_ssize_t i=0; i<2; ++i) {
         #if PY_VERSION_HEX >= 0x030F0000
         PyUnstable_SetImmortal(table[i]);
         #elif CYTHON_COMPILING_IN_CPYTHON_FREETHREADING
@@ -21870,9 +21928,9 @@ static int __Pyx_CreateCodeObjects(__pyx_mstatetype *__pyx_mstate) {
   PyObject* tuple_dedup_map = PyDict_New();
   if (unlikely(!tuple_dedup_map)) return -1;
   {
-    const __Pyx_PyCode_New_function_description descr = {6, 0, 0, 13, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 88};
-    PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_values, __pyx_mstate->__pyx_n_u_seq, __pyx_mstate->__pyx_n_u_size, __pyx_mstate->__pyx_n_u_allocation, __pyx_mstate->__pyx_n_u_transform, __pyx_mstate->__pyx_n_u_split, __pyx_mstate->__pyx_n_u_count, __pyx_mstate->__pyx_n_u_scratch, __pyx_mstate->__pyx_n_u_found, __pyx_mstate->__pyx_n_u_seen, __pyx_mstate->__pyx_n_u_width, __pyx_mstate->__pyx_n_u_planes, __pyx_mstate->__pyx_n_u_out};
-    __pyx_mstate_global->__pyx_codeobj_tab[0] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_src_heapledger_store__kernels_py, __pyx_mstate->__pyx_n_u_encode, __pyx_mstate->__pyx_kp_b_iso88591_F_s_CvS_F_3c_s_F_3cQWWZZ_ccppq, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[0])) goto bad;
+    const __Pyx_PyCode_New_function_description descr = {7, 0, 0, 9, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 95};
+    PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_slots, __pyx_mstate->__pyx_n_u_known, __pyx_mstate->__pyx_n_u_has_word, __pyx_mstate->__pyx_n_u_carry, __pyx_mstate->__pyx_n_u_kind, __pyx_mstate->__pyx_n_u_wide, __pyx_mstate->__pyx_n_u_stack, __pyx_mstate->__pyx_n_u_count, __pyx_mstate->__pyx_n_u_found};
+    __pyx_mstate_global->__pyx_codeobj_tab[0] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_tracer__slots_pyx, __pyx_mstate->__pyx_n_u_decode, __pyx_mstate->__pyx_kp_b_iso88591_E_q_uF_3c_3e6_S_3hfAS_3cQVV_ccd, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[0])) goto bad;
   }
   Py_DECREF(tuple_dedup_map);
   return 0;
@@ -25979,89 +26037,6 @@ __PYX_GOOD:
     return ret;
 }
 
-/* TypeImport */
-#ifndef __PYX_HAVE_RT_ImportType_3_3_1
-#define __PYX_HAVE_RT_ImportType_3_3_1
-static PyTypeObject *__Pyx_ImportType_3_3_1(PyObject *module, const char *module_name, const char *class_name,
-    size_t size, size_t alignment, enum __Pyx_ImportType_CheckSize_3_3_1 check_size)
-{
-    PyObject *result = 0;
-    Py_ssize_t basicsize;
-    Py_ssize_t itemsize;
-#if defined(Py_LIMITED_API) || (defined(CYTHON_COMPILING_IN_LIMITED_API) && CYTHON_COMPILING_IN_LIMITED_API)
-    PyObject *py_basicsize;
-    PyObject *py_itemsize;
-#endif
-    result = PyObject_GetAttrString(module, class_name);
-    if (!result)
-        goto bad;
-    if (!PyType_Check(result)) {
-        PyErr_Format(PyExc_TypeError,
-            "%.200s.%.200s is not a type object",
-            module_name, class_name);
-        goto bad;
-    }
-#if !( defined(Py_LIMITED_API) || (defined(CYTHON_COMPILING_IN_LIMITED_API) && CYTHON_COMPILING_IN_LIMITED_API) )
-    basicsize = ((PyTypeObject *)result)->tp_basicsize;
-    itemsize = ((PyTypeObject *)result)->tp_itemsize;
-#else
-    if (size == 0) {
-        return (PyTypeObject *)result;
-    }
-    py_basicsize = PyObject_GetAttrString(result, "__basicsize__");
-    if (!py_basicsize)
-        goto bad;
-    basicsize = PyLong_AsSsize_t(py_basicsize);
-    Py_DECREF(py_basicsize);
-    py_basicsize = 0;
-    if (basicsize == (Py_ssize_t)-1 && PyErr_Occurred())
-        goto bad;
-    py_itemsize = PyObject_GetAttrString(result, "__itemsize__");
-    if (!py_itemsize)
-        goto bad;
-    itemsize = PyLong_AsSsize_t(py_itemsize);
-    Py_DECREF(py_itemsize);
-    py_itemsize = 0;
-    if (itemsize == (Py_ssize_t)-1 && PyErr_Occurred())
-        goto bad;
-#endif
-    if (itemsize) {
-        if (size % alignment) {
-            alignment = size % alignment;
-        }
-        if (itemsize < (Py_ssize_t)alignment)
-            itemsize = (Py_ssize_t)alignment;
-    }
-    if ((size_t)(basicsize + itemsize) < size) {
-        PyErr_Format(PyExc_ValueError,
-            "%.200s.%.200s size changed, may indicate binary incompatibility. "
-            "Expected %zd from C header, got %zd from PyObject",
-            module_name, class_name, size, basicsize+itemsize);
-        goto bad;
-    }
-    if (check_size == __Pyx_ImportType_CheckSize_Error_3_3_1 &&
-            ((size_t)basicsize > size || (size_t)(basicsize + itemsize) < size)) {
-        PyErr_Format(PyExc_ValueError,
-            "%.200s.%.200s size changed, may indicate binary incompatibility. "
-            "Expected %zd from C header, got %zd-%zd from PyObject",
-            module_name, class_name, size, basicsize, basicsize+itemsize);
-        goto bad;
-    }
-    else if (check_size == __Pyx_ImportType_CheckSize_Warn_3_3_1 && (size_t)basicsize > size) {
-        if (PyErr_WarnFormat(NULL, 0,
-                "%.200s.%.200s size changed, may indicate binary incompatibility. "
-                "Expected %zd from C header, got %zd from PyObject",
-                module_name, class_name, size, basicsize) < 0) {
-            goto bad;
-        }
-    }
-    return (PyTypeObject *)result;
-bad:
-    Py_XDECREF(result);
-    return NULL;
-}
-#endif
-
 /* dict_setdefault (used by FetchCommonType) */
 static CYTHON_INLINE PyObject *__Pyx_PyDict_SetDefault(PyObject *d, PyObject *key, PyObject *default_value) {
     PyObject* value;
@@ -28864,17 +28839,17 @@ no_fail:
 }
 
 /* ObjectToMemviewSlice */
-static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint64_t__const__(PyObject *obj, int writable_flag) {
+static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_d_dc_nn_uint64_t__const__(PyObject *obj, int writable_flag) {
     __Pyx_memviewslice result = __Pyx_MEMSLICE_INIT;
     __Pyx_BufFmt_StackElem stack[1];
-    int axes_specs[] = { (__Pyx_MEMVIEW_DIRECT | __Pyx_MEMVIEW_CONTIG) };
+    int axes_specs[] = { (__Pyx_MEMVIEW_DIRECT | __Pyx_MEMVIEW_FOLLOW), (__Pyx_MEMVIEW_DIRECT | __Pyx_MEMVIEW_CONTIG) };
     int retcode;
     if (obj == Py_None) {
         result.memview = (struct __pyx_memoryview_obj *) Py_None;
         return result;
     }
     retcode = __Pyx_ValidateAndInit_memviewslice(axes_specs, __Pyx_IS_C_CONTIG,
-                                                 (PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) | writable_flag, 1,
+                                                 (PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) | writable_flag, 2,
                                                  &__Pyx_TypeInfo_nn_uint64_t__const__, stack,
                                                  &result, obj);
     if (unlikely(retcode == -1))
@@ -28909,27 +28884,97 @@ __pyx_fail:
     return result;
 }
 
-/* CIntFromPyVerify */
-#define __PYX_VERIFY_RETURN_INT(target_type, func_type, func_value)\
-    __PYX__VERIFY_RETURN_INT(target_type, func_type, func_value, 0)
-#define __PYX_VERIFY_RETURN_INT_EXC(target_type, func_type, func_value)\
-    __PYX__VERIFY_RETURN_INT(target_type, func_type, func_value, 1)
-#define __PYX__VERIFY_RETURN_INT(target_type, func_type, func_value, exc)\
-    {\
-        func_type value = func_value;\
-        if (sizeof(target_type) < sizeof(func_type)) {\
-            if (unlikely(value != (func_type) (target_type) value)) {\
-                func_type zero = 0;\
-                if (exc && unlikely(value == (func_type)-1 && PyErr_Occurred()))\
-                    return (target_type) -1;\
-                if (is_unsigned && unlikely(value < zero))\
-                    goto raise_neg_overflow;\
-                else\
-                    goto raise_overflow;\
-            }\
-        }\
-        return (target_type) value;\
+/* ObjectToMemviewSlice */
+static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint64_t(PyObject *obj, int writable_flag) {
+    __Pyx_memviewslice result = __Pyx_MEMSLICE_INIT;
+    __Pyx_BufFmt_StackElem stack[1];
+    int axes_specs[] = { (__Pyx_MEMVIEW_DIRECT | __Pyx_MEMVIEW_CONTIG) };
+    int retcode;
+    if (obj == Py_None) {
+        result.memview = (struct __pyx_memoryview_obj *) Py_None;
+        return result;
     }
+    retcode = __Pyx_ValidateAndInit_memviewslice(axes_specs, __Pyx_IS_C_CONTIG,
+                                                 (PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) | writable_flag, 1,
+                                                 &__Pyx_TypeInfo_nn_uint64_t, stack,
+                                                 &result, obj);
+    if (unlikely(retcode == -1))
+        goto __pyx_fail;
+    return result;
+__pyx_fail:
+    result.memview = NULL;
+    result.data = NULL;
+    return result;
+}
+
+/* ObjectToMemviewSlice */
+static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t(PyObject *obj, int writable_flag) {
+    __Pyx_memviewslice result = __Pyx_MEMSLICE_INIT;
+    __Pyx_BufFmt_StackElem stack[1];
+    int axes_specs[] = { (__Pyx_MEMVIEW_DIRECT | __Pyx_MEMVIEW_CONTIG) };
+    int retcode;
+    if (obj == Py_None) {
+        result.memview = (struct __pyx_memoryview_obj *) Py_None;
+        return result;
+    }
+    retcode = __Pyx_ValidateAndInit_memviewslice(axes_specs, __Pyx_IS_C_CONTIG,
+                                                 (PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) | writable_flag, 1,
+                                                 &__Pyx_TypeInfo_nn_uint8_t, stack,
+                                                 &result, obj);
+    if (unlikely(retcode == -1))
+        goto __pyx_fail;
+    return result;
+__pyx_fail:
+    result.memview = NULL;
+    result.data = NULL;
+    return result;
+}
+
+/* ObjectToMemviewSlice */
+static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_d_dc_nn_uint64_t(PyObject *obj, int writable_flag) {
+    __Pyx_memviewslice result = __Pyx_MEMSLICE_INIT;
+    __Pyx_BufFmt_StackElem stack[1];
+    int axes_specs[] = { (__Pyx_MEMVIEW_DIRECT | __Pyx_MEMVIEW_FOLLOW), (__Pyx_MEMVIEW_DIRECT | __Pyx_MEMVIEW_CONTIG) };
+    int retcode;
+    if (obj == Py_None) {
+        result.memview = (struct __pyx_memoryview_obj *) Py_None;
+        return result;
+    }
+    retcode = __Pyx_ValidateAndInit_memviewslice(axes_specs, __Pyx_IS_C_CONTIG,
+                                                 (PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) | writable_flag, 2,
+                                                 &__Pyx_TypeInfo_nn_uint64_t, stack,
+                                                 &result, obj);
+    if (unlikely(retcode == -1))
+        goto __pyx_fail;
+    return result;
+__pyx_fail:
+    result.memview = NULL;
+    result.data = NULL;
+    return result;
+}
+
+/* ObjectToMemviewSlice */
+static CYTHON_INLINE __Pyx_memviewslice __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint32_t(PyObject *obj, int writable_flag) {
+    __Pyx_memviewslice result = __Pyx_MEMSLICE_INIT;
+    __Pyx_BufFmt_StackElem stack[1];
+    int axes_specs[] = { (__Pyx_MEMVIEW_DIRECT | __Pyx_MEMVIEW_CONTIG) };
+    int retcode;
+    if (obj == Py_None) {
+        result.memview = (struct __pyx_memoryview_obj *) Py_None;
+        return result;
+    }
+    retcode = __Pyx_ValidateAndInit_memviewslice(axes_specs, __Pyx_IS_C_CONTIG,
+                                                 (PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) | writable_flag, 1,
+                                                 &__Pyx_TypeInfo_nn_uint32_t, stack,
+                                                 &result, obj);
+    if (unlikely(retcode == -1))
+        goto __pyx_fail;
+    return result;
+__pyx_fail:
+    result.memview = NULL;
+    result.data = NULL;
+    return result;
+}
 
 /* MemviewSliceCopy */
 static __Pyx_memviewslice
@@ -29000,6 +29045,328 @@ no_fail:
     __Pyx_RefNannyFinishContext();
     return new_mvs;
 }
+
+/* PyObjectVectorcallKwds (used by PyObjectVectorcallMethodKwds) */
+#if CYTHON_VECTORCALL
+CYTHON_UNUSED static int __Pyx_CheckVectorcallKwarg(PyObject *kwnames, Py_ssize_t i) {
+    PyObject *key = __Pyx_PyTuple_GET_ITEM(kwnames, i);
+#if !CYTHON_ASSUME_SAFE_MACROS
+    if (unlikely(!key)) return -1;
+#endif
+    if (unlikely(!PyUnicode_Check(key))) {
+        PyErr_SetString(PyExc_TypeError, "keywords must be strings");
+        return -1;
+    }
+    return 0;
+}
+#else
+CYTHON_UNUSED static PyObject *__Pyx_MakeKwargDict(PyObject **keys, PyObject **values, Py_ssize_t n) {
+    PyObject *out = PyDict_New();
+    if (unlikely(!out)) return NULL;
+    for (Py_ssize_t i=0; i<n; ++i) {
+        if (unlikely(PyDict_SetItem(out, keys[i], values[i]) < 0)) {
+            Py_DECREF(out);
+            return NULL;
+        }
+    }
+    return out;
+}
+CYTHON_UNUSED static int __Pyx_CheckVectorcallKwarg(PyObject **kwnames, Py_ssize_t i) {
+    PyObject *key = kwnames[i];
+    if (unlikely(!PyUnicode_Check(key))) {
+        PyErr_SetString(PyExc_TypeError, "keywords must be strings");
+        return -1;
+    }
+    return 0;
+}
+#endif
+
+/* PyObjectVectorcallMethodKwds (used by CIntToPy) */
+#if !CYTHON_VECTORCALL
+static PyObject *__Pyx_Object_VectorcallMethodKwds(PyObject *name, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
+    PyObject *result;
+    PyObject *obj = PyObject_GetAttr(args[0], name);
+    if (unlikely(!obj))
+        return NULL;
+    result = __Pyx_Object_VectorcallKwds(obj, args+1, nargsf-1, kwnames);
+    Py_DECREF(obj);
+    return result;
+}
+#endif
+
+/* CIntToPy */
+static CYTHON_INLINE PyObject* __Pyx_PyLong_From_uint64_t(uint64_t value) {
+#ifdef __Pyx_HAS_GCC_DIAGNOSTIC
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wconversion"
+#endif
+    const uint64_t neg_one = (uint64_t) -1, const_zero = (uint64_t) 0;
+#ifdef __Pyx_HAS_GCC_DIAGNOSTIC
+#pragma GCC diagnostic pop
+#endif
+    const int is_unsigned = neg_one > const_zero;
+    if (is_unsigned) {
+        if (sizeof(uint64_t) < sizeof(long)) {
+            return PyLong_FromLong((long) value);
+        } else if (sizeof(uint64_t) <= sizeof(unsigned long)) {
+            return PyLong_FromUnsignedLong((unsigned long) value);
+#if !CYTHON_COMPILING_IN_PYPY
+        } else if (sizeof(uint64_t) <= sizeof(unsigned PY_LONG_LONG)) {
+            return PyLong_FromUnsignedLongLong((unsigned PY_LONG_LONG) value);
+#endif
+        }
+    } else {
+        if (sizeof(uint64_t) <= sizeof(long)) {
+            return PyLong_FromLong((long) value);
+        } else if (sizeof(uint64_t) <= sizeof(PY_LONG_LONG)) {
+            return PyLong_FromLongLong((PY_LONG_LONG) value);
+        }
+    }
+    {
+        unsigned char *bytes = (unsigned char *)&value;
+#if !CYTHON_COMPILING_IN_LIMITED_API && PY_VERSION_HEX >= 0x030d00A4
+        if (is_unsigned) {
+            return PyLong_FromUnsignedNativeBytes(bytes, sizeof(value), -1);
+        } else {
+            return PyLong_FromNativeBytes(bytes, sizeof(value), -1);
+        }
+#elif !CYTHON_COMPILING_IN_LIMITED_API && PY_VERSION_HEX < 0x030d0000
+        int one = 1; int little = (int)*(unsigned char *)&one;
+        return _PyLong_FromByteArray(bytes, sizeof(uint64_t),
+                                     little, !is_unsigned);
+#else
+        int one = 1; int little = (int)*(unsigned char *)&one;
+        PyObject *result = NULL, *kwds = NULL;
+        PyObject *py_bytes = NULL, *order_str = NULL, *from_bytes_str = NULL;;
+        py_bytes = PyBytes_FromStringAndSize((char*)bytes, sizeof(uint64_t));
+        if (!py_bytes) goto limited_bad;
+        from_bytes_str = PyUnicode_FromStringAndSize("from_bytes", 10);
+        if (!from_bytes_str) goto limited_bad;
+        order_str = PyUnicode_FromString(little ? "little" : "big");
+        if (!order_str) goto limited_bad;
+        {
+            PyObject *args[] = { (PyObject*)&PyLong_Type, py_bytes, order_str, Py_True };
+            if (!is_unsigned) {
+                PyObject *signed_str = PyUnicode_FromStringAndSize("signed", 6);
+                if (!signed_str) goto limited_bad;
+#if CYTHON_VECTORCALL
+                kwds = PyTuple_Pack(1, signed_str);
+#else
+                {
+                    PyObject *keys[] = {signed_str};
+                    PyObject *values[] = {Py_True};
+                    kwds = __Pyx_MakeKwargDict(keys, values, 1);
+                }
+#endif
+                Py_DECREF(signed_str);
+                if (unlikely(!kwds)) goto limited_bad;
+            }
+            result = __Pyx_Object_VectorcallMethodKwds(from_bytes_str, args, 3 | __Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET, kwds);
+        }
+        limited_bad:
+        Py_XDECREF(kwds);
+        Py_XDECREF(order_str);
+        Py_XDECREF(py_bytes);
+        Py_XDECREF(from_bytes_str);
+        return result;
+#endif
+    }
+}
+
+/* CIntToPy */
+static CYTHON_INLINE PyObject* __Pyx_PyLong_From_uint8_t(uint8_t value) {
+#ifdef __Pyx_HAS_GCC_DIAGNOSTIC
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wconversion"
+#endif
+    const uint8_t neg_one = (uint8_t) -1, const_zero = (uint8_t) 0;
+#ifdef __Pyx_HAS_GCC_DIAGNOSTIC
+#pragma GCC diagnostic pop
+#endif
+    const int is_unsigned = neg_one > const_zero;
+    if (is_unsigned) {
+        if (sizeof(uint8_t) < sizeof(long)) {
+            return PyLong_FromLong((long) value);
+        } else if (sizeof(uint8_t) <= sizeof(unsigned long)) {
+            return PyLong_FromUnsignedLong((unsigned long) value);
+#if !CYTHON_COMPILING_IN_PYPY
+        } else if (sizeof(uint8_t) <= sizeof(unsigned PY_LONG_LONG)) {
+            return PyLong_FromUnsignedLongLong((unsigned PY_LONG_LONG) value);
+#endif
+        }
+    } else {
+        if (sizeof(uint8_t) <= sizeof(long)) {
+            return PyLong_FromLong((long) value);
+        } else if (sizeof(uint8_t) <= sizeof(PY_LONG_LONG)) {
+            return PyLong_FromLongLong((PY_LONG_LONG) value);
+        }
+    }
+    {
+        unsigned char *bytes = (unsigned char *)&value;
+#if !CYTHON_COMPILING_IN_LIMITED_API && PY_VERSION_HEX >= 0x030d00A4
+        if (is_unsigned) {
+            return PyLong_FromUnsignedNativeBytes(bytes, sizeof(value), -1);
+        } else {
+            return PyLong_FromNativeBytes(bytes, sizeof(value), -1);
+        }
+#elif !CYTHON_COMPILING_IN_LIMITED_API && PY_VERSION_HEX < 0x030d0000
+        int one = 1; int little = (int)*(unsigned char *)&one;
+        return _PyLong_FromByteArray(bytes, sizeof(uint8_t),
+                                     little, !is_unsigned);
+#else
+        int one = 1; int little = (int)*(unsigned char *)&one;
+        PyObject *result = NULL, *kwds = NULL;
+        PyObject *py_bytes = NULL, *order_str = NULL, *from_bytes_str = NULL;;
+        py_bytes = PyBytes_FromStringAndSize((char*)bytes, sizeof(uint8_t));
+        if (!py_bytes) goto limited_bad;
+        from_bytes_str = PyUnicode_FromStringAndSize("from_bytes", 10);
+        if (!from_bytes_str) goto limited_bad;
+        order_str = PyUnicode_FromString(little ? "little" : "big");
+        if (!order_str) goto limited_bad;
+        {
+            PyObject *args[] = { (PyObject*)&PyLong_Type, py_bytes, order_str, Py_True };
+            if (!is_unsigned) {
+                PyObject *signed_str = PyUnicode_FromStringAndSize("signed", 6);
+                if (!signed_str) goto limited_bad;
+#if CYTHON_VECTORCALL
+                kwds = PyTuple_Pack(1, signed_str);
+#else
+                {
+                    PyObject *keys[] = {signed_str};
+                    PyObject *values[] = {Py_True};
+                    kwds = __Pyx_MakeKwargDict(keys, values, 1);
+                }
+#endif
+                Py_DECREF(signed_str);
+                if (unlikely(!kwds)) goto limited_bad;
+            }
+            result = __Pyx_Object_VectorcallMethodKwds(from_bytes_str, args, 3 | __Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET, kwds);
+        }
+        limited_bad:
+        Py_XDECREF(kwds);
+        Py_XDECREF(order_str);
+        Py_XDECREF(py_bytes);
+        Py_XDECREF(from_bytes_str);
+        return result;
+#endif
+    }
+}
+
+/* PyObjectCallMethod1 (used by UpdateUnpickledDict) */
+static CYTHON_INLINE PyObject* __Pyx_PyObject_CallMethod1(PyObject* obj, PyObject* method_name, PyObject* arg) {
+#if CYTHON_VECTORCALL && (__PYX_LIMITED_VERSION_HEX >= 0x030C0000 || !CYTHON_COMPILING_IN_LIMITED_API)
+    PyObject *args[2] = {obj, arg};
+    return PyObject_VectorcallMethod(method_name, args, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+#elif CYTHON_COMPILING_IN_LIMITED_API
+    return PyObject_CallMethodObjArgs(obj, method_name, arg, NULL);
+#else
+    return PyObject_CallMethodOneArg(obj, method_name, arg);
+#endif
+}
+
+/* UpdateUnpickledDict */
+static int __Pyx__UpdateUnpickledDict(PyObject *obj, PyObject *state, Py_ssize_t index) {
+    PyObject *state_dict = __Pyx_PySequence_ITEM(state, index);
+    if (unlikely(!state_dict)) {
+        return -1;
+    }
+    int non_empty = PyObject_IsTrue(state_dict);
+    if (non_empty == 0) {
+        Py_DECREF(state_dict);
+        return 0;
+    } else if (unlikely(non_empty == -1)) {
+        return -1;
+    }
+    PyObject *dict;
+    #if CYTHON_COMPILING_IN_LIMITED_API && __PYX_LIMITED_VERSION_HEX < 0x030A0000
+    dict = PyObject_GetAttrString(obj, "__dict__");
+    #else
+    dict = PyObject_GenericGetDict(obj, NULL);
+    #endif
+    if (unlikely(!dict)) {
+        Py_DECREF(state_dict);
+        return -1;
+    }
+    int result;
+    if (likely(PyDict_CheckExact(dict))) {
+        result = PyDict_Update(dict, state_dict);
+    } else {
+        PyObject *obj_result = __Pyx_PyObject_CallMethod1(dict, __pyx_mstate_global->__pyx_n_u_update, state_dict);
+        if (likely(obj_result)) {
+            Py_DECREF(obj_result);
+            result = 0;
+        } else {
+            result = -1;
+        }
+    }
+    Py_DECREF(state_dict);
+    Py_DECREF(dict);
+    return result;
+}
+static int __Pyx_UpdateUnpickledDict(PyObject *obj, PyObject *state, Py_ssize_t index) {
+    Py_ssize_t state_size = __Pyx_PyTuple_GET_SIZE(state);
+    #if !CYTHON_ASSUME_SAFE_SIZE
+    if (unlikely(state_size == -1)) return -1;
+    #endif
+    if (state_size <= index) {
+        return 0;
+    }
+    return __Pyx__UpdateUnpickledDict(obj, state, index);
+}
+
+/* CheckUnpickleChecksumError (used by CheckUnpickleChecksum) */
+static void __Pyx_RaiseUnpickleChecksumError(long checksum, long checksum1, long checksum2, long checksum3, const char *members) {
+    PyObject *pickle_module = PyImport_ImportModule("pickle");
+    if (unlikely(!pickle_module)) return;
+    PyObject *pickle_error = PyObject_GetAttrString(pickle_module, "PickleError");
+    Py_DECREF(pickle_module);
+    if (unlikely(!pickle_error)) return;
+    if (checksum2 == checksum1) {
+        PyErr_Format(pickle_error, "Incompatible checksums (0x%x vs (0x%x) = (%s))",
+            checksum, checksum1, members);
+    } else if (checksum3 == checksum2) {
+        PyErr_Format(pickle_error, "Incompatible checksums (0x%x vs (0x%x, 0x%x) = (%s))",
+            checksum, checksum1, checksum2, members);
+    } else {
+        PyErr_Format(pickle_error, "Incompatible checksums (0x%x vs (0x%x, 0x%x, 0x%x) = (%s))",
+            checksum, checksum1, checksum2, checksum3, members);
+    }
+    Py_DECREF(pickle_error);
+}
+
+/* CheckUnpickleChecksum */
+static int __Pyx_CheckUnpickleChecksum(long checksum, long checksum1, long checksum2, long checksum3, const char *members) {
+    int found = 0;
+    found |= checksum1 == checksum;
+    found |= checksum2 == checksum;
+    found |= checksum3 == checksum;
+    if (likely(found))
+        return 0;
+    __Pyx_RaiseUnpickleChecksumError(checksum, checksum1, checksum2, checksum3, members);
+    return -1;
+}
+
+/* CIntFromPyVerify (used by CIntFromPy) */
+#define __PYX_VERIFY_RETURN_INT(target_type, func_type, func_value)\
+    __PYX__VERIFY_RETURN_INT(target_type, func_type, func_value, 0)
+#define __PYX_VERIFY_RETURN_INT_EXC(target_type, func_type, func_value)\
+    __PYX__VERIFY_RETURN_INT(target_type, func_type, func_value, 1)
+#define __PYX__VERIFY_RETURN_INT(target_type, func_type, func_value, exc)\
+    {\
+        func_type value = func_value;\
+        if (sizeof(target_type) < sizeof(func_type)) {\
+            if (unlikely(value != (func_type) (target_type) value)) {\
+                func_type zero = 0;\
+                if (exc && unlikely(value == (func_type)-1 && PyErr_Occurred()))\
+                    return (target_type) -1;\
+                if (is_unsigned && unlikely(value < zero))\
+                    goto raise_neg_overflow;\
+                else\
+                    goto raise_overflow;\
+            }\
+        }\
+        return (target_type) value;\
+    }
 
 /* CIntFromPy */
 static int __Pyx_LargePyLong___Pyx_PyLong_As_int(PyObject *x);
@@ -29302,306 +29669,6 @@ static CYTHON_INLINE int __Pyx_PyLong_As_int(PyObject *x) {
     }
 }
 
-/* PyObjectVectorcallKwds (used by PyObjectVectorcallMethodKwds) */
-#if CYTHON_VECTORCALL
-CYTHON_UNUSED static int __Pyx_CheckVectorcallKwarg(PyObject *kwnames, Py_ssize_t i) {
-    PyObject *key = __Pyx_PyTuple_GET_ITEM(kwnames, i);
-#if !CYTHON_ASSUME_SAFE_MACROS
-    if (unlikely(!key)) return -1;
-#endif
-    if (unlikely(!PyUnicode_Check(key))) {
-        PyErr_SetString(PyExc_TypeError, "keywords must be strings");
-        return -1;
-    }
-    return 0;
-}
-#else
-CYTHON_UNUSED static PyObject *__Pyx_MakeKwargDict(PyObject **keys, PyObject **values, Py_ssize_t n) {
-    PyObject *out = PyDict_New();
-    if (unlikely(!out)) return NULL;
-    for (Py_ssize_t i=0; i<n; ++i) {
-        if (unlikely(PyDict_SetItem(out, keys[i], values[i]) < 0)) {
-            Py_DECREF(out);
-            return NULL;
-        }
-    }
-    return out;
-}
-CYTHON_UNUSED static int __Pyx_CheckVectorcallKwarg(PyObject **kwnames, Py_ssize_t i) {
-    PyObject *key = kwnames[i];
-    if (unlikely(!PyUnicode_Check(key))) {
-        PyErr_SetString(PyExc_TypeError, "keywords must be strings");
-        return -1;
-    }
-    return 0;
-}
-#endif
-
-/* PyObjectVectorcallMethodKwds (used by CIntToPy) */
-#if !CYTHON_VECTORCALL
-static PyObject *__Pyx_Object_VectorcallMethodKwds(PyObject *name, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
-    PyObject *result;
-    PyObject *obj = PyObject_GetAttr(args[0], name);
-    if (unlikely(!obj))
-        return NULL;
-    result = __Pyx_Object_VectorcallKwds(obj, args+1, nargsf-1, kwnames);
-    Py_DECREF(obj);
-    return result;
-}
-#endif
-
-/* CIntToPy */
-static CYTHON_INLINE PyObject* __Pyx_PyLong_From_int(int value) {
-#ifdef __Pyx_HAS_GCC_DIAGNOSTIC
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wconversion"
-#endif
-    const int neg_one = (int) -1, const_zero = (int) 0;
-#ifdef __Pyx_HAS_GCC_DIAGNOSTIC
-#pragma GCC diagnostic pop
-#endif
-    const int is_unsigned = neg_one > const_zero;
-    if (is_unsigned) {
-        if (sizeof(int) < sizeof(long)) {
-            return PyLong_FromLong((long) value);
-        } else if (sizeof(int) <= sizeof(unsigned long)) {
-            return PyLong_FromUnsignedLong((unsigned long) value);
-#if !CYTHON_COMPILING_IN_PYPY
-        } else if (sizeof(int) <= sizeof(unsigned PY_LONG_LONG)) {
-            return PyLong_FromUnsignedLongLong((unsigned PY_LONG_LONG) value);
-#endif
-        }
-    } else {
-        if (sizeof(int) <= sizeof(long)) {
-            return PyLong_FromLong((long) value);
-        } else if (sizeof(int) <= sizeof(PY_LONG_LONG)) {
-            return PyLong_FromLongLong((PY_LONG_LONG) value);
-        }
-    }
-    {
-        unsigned char *bytes = (unsigned char *)&value;
-#if !CYTHON_COMPILING_IN_LIMITED_API && PY_VERSION_HEX >= 0x030d00A4
-        if (is_unsigned) {
-            return PyLong_FromUnsignedNativeBytes(bytes, sizeof(value), -1);
-        } else {
-            return PyLong_FromNativeBytes(bytes, sizeof(value), -1);
-        }
-#elif !CYTHON_COMPILING_IN_LIMITED_API && PY_VERSION_HEX < 0x030d0000
-        int one = 1; int little = (int)*(unsigned char *)&one;
-        return _PyLong_FromByteArray(bytes, sizeof(int),
-                                     little, !is_unsigned);
-#else
-        int one = 1; int little = (int)*(unsigned char *)&one;
-        PyObject *result = NULL, *kwds = NULL;
-        PyObject *py_bytes = NULL, *order_str = NULL, *from_bytes_str = NULL;;
-        py_bytes = PyBytes_FromStringAndSize((char*)bytes, sizeof(int));
-        if (!py_bytes) goto limited_bad;
-        from_bytes_str = PyUnicode_FromStringAndSize("from_bytes", 10);
-        if (!from_bytes_str) goto limited_bad;
-        order_str = PyUnicode_FromString(little ? "little" : "big");
-        if (!order_str) goto limited_bad;
-        {
-            PyObject *args[] = { (PyObject*)&PyLong_Type, py_bytes, order_str, Py_True };
-            if (!is_unsigned) {
-                PyObject *signed_str = PyUnicode_FromStringAndSize("signed", 6);
-                if (!signed_str) goto limited_bad;
-#if CYTHON_VECTORCALL
-                kwds = PyTuple_Pack(1, signed_str);
-#else
-                {
-                    PyObject *keys[] = {signed_str};
-                    PyObject *values[] = {Py_True};
-                    kwds = __Pyx_MakeKwargDict(keys, values, 1);
-                }
-#endif
-                Py_DECREF(signed_str);
-                if (unlikely(!kwds)) goto limited_bad;
-            }
-            result = __Pyx_Object_VectorcallMethodKwds(from_bytes_str, args, 3 | __Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET, kwds);
-        }
-        limited_bad:
-        Py_XDECREF(kwds);
-        Py_XDECREF(order_str);
-        Py_XDECREF(py_bytes);
-        Py_XDECREF(from_bytes_str);
-        return result;
-#endif
-    }
-}
-
-/* CIntToPy */
-static CYTHON_INLINE PyObject* __Pyx_PyLong_From_uint64_t(uint64_t value) {
-#ifdef __Pyx_HAS_GCC_DIAGNOSTIC
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wconversion"
-#endif
-    const uint64_t neg_one = (uint64_t) -1, const_zero = (uint64_t) 0;
-#ifdef __Pyx_HAS_GCC_DIAGNOSTIC
-#pragma GCC diagnostic pop
-#endif
-    const int is_unsigned = neg_one > const_zero;
-    if (is_unsigned) {
-        if (sizeof(uint64_t) < sizeof(long)) {
-            return PyLong_FromLong((long) value);
-        } else if (sizeof(uint64_t) <= sizeof(unsigned long)) {
-            return PyLong_FromUnsignedLong((unsigned long) value);
-#if !CYTHON_COMPILING_IN_PYPY
-        } else if (sizeof(uint64_t) <= sizeof(unsigned PY_LONG_LONG)) {
-            return PyLong_FromUnsignedLongLong((unsigned PY_LONG_LONG) value);
-#endif
-        }
-    } else {
-        if (sizeof(uint64_t) <= sizeof(long)) {
-            return PyLong_FromLong((long) value);
-        } else if (sizeof(uint64_t) <= sizeof(PY_LONG_LONG)) {
-            return PyLong_FromLongLong((PY_LONG_LONG) value);
-        }
-    }
-    {
-        unsigned char *bytes = (unsigned char *)&value;
-#if !CYTHON_COMPILING_IN_LIMITED_API && PY_VERSION_HEX >= 0x030d00A4
-        if (is_unsigned) {
-            return PyLong_FromUnsignedNativeBytes(bytes, sizeof(value), -1);
-        } else {
-            return PyLong_FromNativeBytes(bytes, sizeof(value), -1);
-        }
-#elif !CYTHON_COMPILING_IN_LIMITED_API && PY_VERSION_HEX < 0x030d0000
-        int one = 1; int little = (int)*(unsigned char *)&one;
-        return _PyLong_FromByteArray(bytes, sizeof(uint64_t),
-                                     little, !is_unsigned);
-#else
-        int one = 1; int little = (int)*(unsigned char *)&one;
-        PyObject *result = NULL, *kwds = NULL;
-        PyObject *py_bytes = NULL, *order_str = NULL, *from_bytes_str = NULL;;
-        py_bytes = PyBytes_FromStringAndSize((char*)bytes, sizeof(uint64_t));
-        if (!py_bytes) goto limited_bad;
-        from_bytes_str = PyUnicode_FromStringAndSize("from_bytes", 10);
-        if (!from_bytes_str) goto limited_bad;
-        order_str = PyUnicode_FromString(little ? "little" : "big");
-        if (!order_str) goto limited_bad;
-        {
-            PyObject *args[] = { (PyObject*)&PyLong_Type, py_bytes, order_str, Py_True };
-            if (!is_unsigned) {
-                PyObject *signed_str = PyUnicode_FromStringAndSize("signed", 6);
-                if (!signed_str) goto limited_bad;
-#if CYTHON_VECTORCALL
-                kwds = PyTuple_Pack(1, signed_str);
-#else
-                {
-                    PyObject *keys[] = {signed_str};
-                    PyObject *values[] = {Py_True};
-                    kwds = __Pyx_MakeKwargDict(keys, values, 1);
-                }
-#endif
-                Py_DECREF(signed_str);
-                if (unlikely(!kwds)) goto limited_bad;
-            }
-            result = __Pyx_Object_VectorcallMethodKwds(from_bytes_str, args, 3 | __Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET, kwds);
-        }
-        limited_bad:
-        Py_XDECREF(kwds);
-        Py_XDECREF(order_str);
-        Py_XDECREF(py_bytes);
-        Py_XDECREF(from_bytes_str);
-        return result;
-#endif
-    }
-}
-
-/* PyObjectCallMethod1 (used by UpdateUnpickledDict) */
-static CYTHON_INLINE PyObject* __Pyx_PyObject_CallMethod1(PyObject* obj, PyObject* method_name, PyObject* arg) {
-#if CYTHON_VECTORCALL && (__PYX_LIMITED_VERSION_HEX >= 0x030C0000 || !CYTHON_COMPILING_IN_LIMITED_API)
-    PyObject *args[2] = {obj, arg};
-    return PyObject_VectorcallMethod(method_name, args, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-#elif CYTHON_COMPILING_IN_LIMITED_API
-    return PyObject_CallMethodObjArgs(obj, method_name, arg, NULL);
-#else
-    return PyObject_CallMethodOneArg(obj, method_name, arg);
-#endif
-}
-
-/* UpdateUnpickledDict */
-static int __Pyx__UpdateUnpickledDict(PyObject *obj, PyObject *state, Py_ssize_t index) {
-    PyObject *state_dict = __Pyx_PySequence_ITEM(state, index);
-    if (unlikely(!state_dict)) {
-        return -1;
-    }
-    int non_empty = PyObject_IsTrue(state_dict);
-    if (non_empty == 0) {
-        Py_DECREF(state_dict);
-        return 0;
-    } else if (unlikely(non_empty == -1)) {
-        return -1;
-    }
-    PyObject *dict;
-    #if CYTHON_COMPILING_IN_LIMITED_API && __PYX_LIMITED_VERSION_HEX < 0x030A0000
-    dict = PyObject_GetAttrString(obj, "__dict__");
-    #else
-    dict = PyObject_GenericGetDict(obj, NULL);
-    #endif
-    if (unlikely(!dict)) {
-        Py_DECREF(state_dict);
-        return -1;
-    }
-    int result;
-    if (likely(PyDict_CheckExact(dict))) {
-        result = PyDict_Update(dict, state_dict);
-    } else {
-        PyObject *obj_result = __Pyx_PyObject_CallMethod1(dict, __pyx_mstate_global->__pyx_n_u_update, state_dict);
-        if (likely(obj_result)) {
-            Py_DECREF(obj_result);
-            result = 0;
-        } else {
-            result = -1;
-        }
-    }
-    Py_DECREF(state_dict);
-    Py_DECREF(dict);
-    return result;
-}
-static int __Pyx_UpdateUnpickledDict(PyObject *obj, PyObject *state, Py_ssize_t index) {
-    Py_ssize_t state_size = __Pyx_PyTuple_GET_SIZE(state);
-    #if !CYTHON_ASSUME_SAFE_SIZE
-    if (unlikely(state_size == -1)) return -1;
-    #endif
-    if (state_size <= index) {
-        return 0;
-    }
-    return __Pyx__UpdateUnpickledDict(obj, state, index);
-}
-
-/* CheckUnpickleChecksumError (used by CheckUnpickleChecksum) */
-static void __Pyx_RaiseUnpickleChecksumError(long checksum, long checksum1, long checksum2, long checksum3, const char *members) {
-    PyObject *pickle_module = PyImport_ImportModule("pickle");
-    if (unlikely(!pickle_module)) return;
-    PyObject *pickle_error = PyObject_GetAttrString(pickle_module, "PickleError");
-    Py_DECREF(pickle_module);
-    if (unlikely(!pickle_error)) return;
-    if (checksum2 == checksum1) {
-        PyErr_Format(pickle_error, "Incompatible checksums (0x%x vs (0x%x) = (%s))",
-            checksum, checksum1, members);
-    } else if (checksum3 == checksum2) {
-        PyErr_Format(pickle_error, "Incompatible checksums (0x%x vs (0x%x, 0x%x) = (%s))",
-            checksum, checksum1, checksum2, members);
-    } else {
-        PyErr_Format(pickle_error, "Incompatible checksums (0x%x vs (0x%x, 0x%x, 0x%x) = (%s))",
-            checksum, checksum1, checksum2, checksum3, members);
-    }
-    Py_DECREF(pickle_error);
-}
-
-/* CheckUnpickleChecksum */
-static int __Pyx_CheckUnpickleChecksum(long checksum, long checksum1, long checksum2, long checksum3, const char *members) {
-    int found = 0;
-    found |= checksum1 == checksum;
-    found |= checksum2 == checksum;
-    found |= checksum3 == checksum;
-    if (likely(found))
-        return 0;
-    __Pyx_RaiseUnpickleChecksumError(checksum, checksum1, checksum2, checksum3, members);
-    return -1;
-}
-
 /* CIntFromPy */
 static long __Pyx_LargePyLong___Pyx_PyLong_As_long(PyObject *x);
 static long __Pyx_raise_neg_overflow___Pyx_PyLong_As_long(void) {
@@ -29900,6 +29967,85 @@ static CYTHON_INLINE long __Pyx_PyLong_As_long(PyObject *x) {
         return __Pyx_PyLong___Pyx_PyLong_As_long(x);
     } else {
         return __Pyx_NonPyLong___Pyx_PyLong_As_long(x);
+    }
+}
+
+/* CIntToPy */
+static CYTHON_INLINE PyObject* __Pyx_PyLong_From_int(int value) {
+#ifdef __Pyx_HAS_GCC_DIAGNOSTIC
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wconversion"
+#endif
+    const int neg_one = (int) -1, const_zero = (int) 0;
+#ifdef __Pyx_HAS_GCC_DIAGNOSTIC
+#pragma GCC diagnostic pop
+#endif
+    const int is_unsigned = neg_one > const_zero;
+    if (is_unsigned) {
+        if (sizeof(int) < sizeof(long)) {
+            return PyLong_FromLong((long) value);
+        } else if (sizeof(int) <= sizeof(unsigned long)) {
+            return PyLong_FromUnsignedLong((unsigned long) value);
+#if !CYTHON_COMPILING_IN_PYPY
+        } else if (sizeof(int) <= sizeof(unsigned PY_LONG_LONG)) {
+            return PyLong_FromUnsignedLongLong((unsigned PY_LONG_LONG) value);
+#endif
+        }
+    } else {
+        if (sizeof(int) <= sizeof(long)) {
+            return PyLong_FromLong((long) value);
+        } else if (sizeof(int) <= sizeof(PY_LONG_LONG)) {
+            return PyLong_FromLongLong((PY_LONG_LONG) value);
+        }
+    }
+    {
+        unsigned char *bytes = (unsigned char *)&value;
+#if !CYTHON_COMPILING_IN_LIMITED_API && PY_VERSION_HEX >= 0x030d00A4
+        if (is_unsigned) {
+            return PyLong_FromUnsignedNativeBytes(bytes, sizeof(value), -1);
+        } else {
+            return PyLong_FromNativeBytes(bytes, sizeof(value), -1);
+        }
+#elif !CYTHON_COMPILING_IN_LIMITED_API && PY_VERSION_HEX < 0x030d0000
+        int one = 1; int little = (int)*(unsigned char *)&one;
+        return _PyLong_FromByteArray(bytes, sizeof(int),
+                                     little, !is_unsigned);
+#else
+        int one = 1; int little = (int)*(unsigned char *)&one;
+        PyObject *result = NULL, *kwds = NULL;
+        PyObject *py_bytes = NULL, *order_str = NULL, *from_bytes_str = NULL;;
+        py_bytes = PyBytes_FromStringAndSize((char*)bytes, sizeof(int));
+        if (!py_bytes) goto limited_bad;
+        from_bytes_str = PyUnicode_FromStringAndSize("from_bytes", 10);
+        if (!from_bytes_str) goto limited_bad;
+        order_str = PyUnicode_FromString(little ? "little" : "big");
+        if (!order_str) goto limited_bad;
+        {
+            PyObject *args[] = { (PyObject*)&PyLong_Type, py_bytes, order_str, Py_True };
+            if (!is_unsigned) {
+                PyObject *signed_str = PyUnicode_FromStringAndSize("signed", 6);
+                if (!signed_str) goto limited_bad;
+#if CYTHON_VECTORCALL
+                kwds = PyTuple_Pack(1, signed_str);
+#else
+                {
+                    PyObject *keys[] = {signed_str};
+                    PyObject *values[] = {Py_True};
+                    kwds = __Pyx_MakeKwargDict(keys, values, 1);
+                }
+#endif
+                Py_DECREF(signed_str);
+                if (unlikely(!kwds)) goto limited_bad;
+            }
+            result = __Pyx_Object_VectorcallMethodKwds(from_bytes_str, args, 3 | __Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET, kwds);
+        }
+        limited_bad:
+        Py_XDECREF(kwds);
+        Py_XDECREF(order_str);
+        Py_XDECREF(py_bytes);
+        Py_XDECREF(from_bytes_str);
+        return result;
+#endif
     }
 }
 
