@@ -379,7 +379,7 @@ def test_a_sanitizer_in_the_programs_own_preload_keeps_its_place(both: Compare, 
         pytest.skip("gcc has no AddressSanitizer here")
     program = build(tmp_path, ["gcc"])
     library = Path(asked.stdout.strip()).resolve()
-    script = f"env LD_PRELOAD={library}:$LD_PRELOAD ASAN_OPTIONS=detect_leaks=0 {program}"
+    script = f"env LD_PRELOAD=$LD_PRELOAD:{library} ASAN_OPTIONS=detect_leaks=0 {program}"
     ran = same(both(["sh", "-c", script]))
     assert (ran.plain.returncode, ran.plain.stdout) == (7, b"alive 1\n")
 
