@@ -90,8 +90,10 @@ static struct thread *thread_reuse(int me)
     for (; thread != NULL; thread = thread->next) {
         int32_t owner = __atomic_load_n(&thread->owner, __ATOMIC_ACQUIRE);
         if ((owner == 0 || thread_is_gone(owner, me)) &&
-            __atomic_compare_exchange_n(&thread->owner, &owner, me, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+            __atomic_compare_exchange_n(&thread->owner, &owner, me, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+            memset(thread->index, 0, sizeof thread->index); /* another thread's */
             return thread;
+        }
     }
     return NULL;
 }
@@ -130,7 +132,6 @@ static struct thread *thread_get(void)
         thread->open_sp = 0;
         memset(&thread->memory, 0, sizeof thread->memory);
         memset(&thread->counters, 0, sizeof thread->counters);
-        memset(thread->index, 0, sizeof thread->index); /* another thread's */
         thread_forget(thread, __atomic_load_n(&era_now, __ATOMIC_ACQUIRE));
     }
     barrier();
