@@ -46,6 +46,7 @@ class Names:
         self._ids = [p.id for p in reversed(chain)]
         self._biases: dict[int, dict[str, int]] = {}
         self._sites: dict[int, SiteTable] = {}
+        self._steps: dict[int, dict[int, tuple[int, tuple[Frame, ...]]]] = {}
 
     def frames(self, origin: int, node: int) -> list[Frame]:
         """Innermost first; [] where nothing is known."""
@@ -56,11 +57,25 @@ class Names:
         if not node or not 0 <= origin < len(self._ids):
             return
         process_id = self._ids[origin]
+        steps = self._steps.setdefault(process_id, {})
+        while node > 0:
+            step = steps.get(node)
+            if step is None:
+                step = steps[node] = self._step(process_id, node)
+            yield from step[1]
+            # Parents are older than their children; a file in which they are not has a loop in it.
+            node = step[0] if step[0] < node else 0
+
+    def _step(self, process_id: int, node: int) -> tuple[int, tuple[Frame, ...]]:
+        """A node's parent, and the frames at its address. Kept: outer frames are shared by very many stacks."""
+        nodes = self._trace.nodes(process_id)
+        at = int(np.searchsorted(nodes.node, node))
+        if at == len(nodes.node) or nodes.node[at] != node:
+            return 0, ()
         biases = self._biases_of(process_id)
-        for f in self._trace.frames(process_id, node):
-            frame = program_frame(f, biases)
-            if frame is not None:
-                yield frame
+        there = self._trace.frames_at(int(nodes.address[at]), int(nodes.module_id[at]))
+        frames = (program_frame(frame, biases) for frame in there)
+        return int(nodes.parent[at]), tuple(frame for frame in frames if frame is not None)
 
     def sites(self, origin: int) -> SiteTable:
         """The call sites of very many stacks at once."""

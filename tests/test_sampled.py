@@ -240,6 +240,7 @@ def test_the_page_of_a_sample_wears_a_badge_and_marks_estimates(sample: Path, fu
     assert "sampled, 1 in" not in pages[full]
     assert 'class="within"' not in pages[full]
     assert "freed at (" in pages[full]
+    assert "Who freed what lies in the holes" in pages[full]
     assert pages[full].count("drop_other") > 1
 
 

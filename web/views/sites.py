@@ -122,6 +122,8 @@ class HolesView:
     total_reclaimable_bytes: int
     break_pin: HoleRow | None
     break_pin_below_bytes: int
+    #: Who freed what lies in them; `share` of all that is known of it.
+    freed_at: tuple[PlaceRow, ...]
     snapshot: str
 
 
@@ -244,6 +246,7 @@ def snapshot_words(snapshot: Json | None, notes: Sequence[str] = ()) -> str:
 
 def holes_view(holes: Json) -> HolesView:
     pin = holes.get("break_pin")
+    freed = sum(place["bytes"] for place in holes["freed_at"])
     pin_row = None
     if pin:
         empty = {"bytes": 0, "resident_bytes": 0, "reclaimable_bytes": 0, "address": pin.get("address")}
@@ -256,5 +259,6 @@ def holes_view(holes: Json) -> HolesView:
         total_reclaimable_bytes=holes["total_reclaimable_bytes"],
         break_pin=pin_row,
         break_pin_below_bytes=(pin or {}).get("holes_below_bytes") or 0,
+        freed_at=place_rows([{**p, "share": p["bytes"] / max(freed, 1)} for p in holes["freed_at"][:SITE_ROWS]]),
         snapshot=snapshot_words(holes.get("snapshot"), holes.get("notes") or ()),
     )
