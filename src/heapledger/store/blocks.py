@@ -38,8 +38,6 @@ BLOCK_EVENTS = _codec.BLOCK_EVENTS
 #: Nodes of call stacks a block.
 BLOCK_NODES = _codec.BLOCK_NODES
 
-#: zstd's level: 3 takes a third more time and leaves 2 % less.
-_LEVEL = 1
 #: A stream that zstd could not bring below this share of its size is stored as it is in the next blocks.
 _WORTH = 0.85
 _STORED_BLOCKS = 15
@@ -109,7 +107,7 @@ class Packer:
             self._stored[name] = left - 1
         if left or len(data) < _FEW_BYTES:
             return _RAW, data
-        frame = planes.compress(data, _LEVEL)
+        frame = planes.compress_quickly(data)
         if len(frame) > _WORTH * len(data):
             self._stored[name] = _STORED_BLOCKS
         return (_ZSTD, frame) if len(frame) < len(data) else (_RAW, data)

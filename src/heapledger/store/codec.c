@@ -119,33 +119,44 @@ static void put_time(struct codec_encoder *e, size_t now, uint64_t time)
     e->m.time = time;
 }
 
+/* One event whose clock is not quite as expected. Returns the lane of its thread. */
+static struct lane *push_clock_odd(struct codec_encoder *e, size_t now, const struct codec_event *v)
+{
+    struct model *m = &e->m;
+    struct lane *l = &m->lane[v->thread & (LANES - 1)];
+
+    if (v->thread != m->thread)
+        put_thread(e, now, v->thread);
+    if (v->time != l->time) {
+        put_time(e, now, v->time);
+        l->time = v->time;
+    }
+    if (v->seq != m->seq || v->seq_exit != v->seq + 1)
+        put_seq(e, now, v);
+    m->seq = seq_after(v->seq, v->seq_exit);
+    return l;
+}
+
 static void push_clock(struct codec_encoder *e, const struct codec_event *v, size_t count)
 {
     struct model *m = &e->m;
-    struct lane *l = &m->lane[m->thread & (LANES - 1)];
-    uint64_t next = m->seq;
+    const struct lane *l = &m->lane[m->thread & (LANES - 1)];
+    uint64_t time = l->time, next = m->seq;
+    uint32_t thread = m->thread;
 
     for (size_t i = 0; i < count; i++, v++) {
-        if (v->thread != m->thread) {
-            put_thread(e, e->count + i, v->thread);
-            l = &m->lane[v->thread & (LANES - 1)];
+        uint64_t differs = (v->time ^ time) | (v->thread ^ thread) | (v->seq ^ next) | (v->seq_exit ^ (next + 1));
+        next += 2;
+        if (differs) {
+            m->seq = next - 2;
+            time = push_clock_odd(e, e->count + i, v)->time;
+            thread = v->thread, next = m->seq;
         }
-        if (v->time != l->time) {
-            put_time(e, e->count + i, v->time);
-            l->time = v->time;
-        }
-        if (__builtin_expect((v->seq ^ next) | (v->seq_exit ^ (v->seq + 1)), 0)) {
-            m->seq = next;
-            put_seq(e, e->count + i, v);
-        }
-        next = seq_after(v->seq, v->seq_exit);
     }
     m->seq = next;
 }
 
 /* ---- sites */
-
-static inline unsigned address_slot(uint64_t addr) { return (unsigned)(mix(addr) >> (64 - ADDRESS_BITS)); }
 
 static void put_new(struct codec_encoder *e, const struct codec_event *v)
 {
@@ -154,7 +165,7 @@ static void put_new(struct codec_encoder *e, const struct codec_event *v)
     e->m.stack = v->stack;
 }
 
-/* The site of each event; `code` gets STACK_OTHER where it is new, else 0. Fetches the blocks that will be asked for. */
+/* The site of each event; `code` gets STACK_OTHER where it is new, else 0. */
 static void find_sites(struct codec_encoder *e, const struct codec_event *v, size_t count, uint16_t site[BATCH],
                        uint8_t code[BATCH])
 {
@@ -170,7 +181,6 @@ static void find_sites(struct codec_encoder *e, const struct codec_event *v, siz
         }
         site[i] = at;
         code[i] = is_new ? STACK_OTHER : 0;
-        __builtin_prefetch(&m->block[e->by_address[address_slot(v->addr)]]);
     }
 }
 
@@ -185,6 +195,14 @@ static void push_sites(struct codec_encoder *e, const struct codec_event *v, siz
         struct guess g;
         unsigned rank = STACK_OTHER, is_new = code[i];
 
+        if (__builtin_expect(context_knows(m, l->history, at, &g), 1)) {
+            /* What the general way comes to, where the first guess is right and nothing is to be learnt. */
+            if (g.next[0] != at)
+                move_to_front(g.next, at);
+            code[i] = 0;
+            l->history = l->history << 16 | at;
+            continue;
+        }
         guess_site(m, l->history, &g);
         rank = at == g.site[2] ? 2 : rank;
         rank = at == g.site[1] ? 1 : rank;
@@ -200,6 +218,8 @@ static void push_sites(struct codec_encoder *e, const struct codec_event *v, siz
 }
 
 /* ---- values: addr, size, arg, arg2, word */
+
+static inline unsigned address_slot(uint64_t addr) { return (unsigned)(mix(addr) >> (64 - ADDRESS_BITS)); }
 
 /* The latest block at an address; 0: none that is remembered. */
 static inline uint16_t block_find(const struct codec_encoder *e, uint64_t addr)
@@ -435,12 +455,26 @@ size_t codec_push(struct codec_encoder *e, const struct codec_event *event, size
 
 size_t codec_count(const struct codec_encoder *e) { return e->finished ? 0 : e->count; }
 
-/* All lowest bytes first, then all second bytes ... */
-static void split_planes(uint8_t *out, const uint8_t *in, size_t count, unsigned width)
+/* All lowest bytes first, then all second bytes ... The width is a constant where it matters: then this is vectors. */
+static inline void split(uint8_t *restrict out, const uint8_t *restrict in, size_t count, unsigned width)
 {
     for (unsigned plane = 0; plane < width; plane++, out += count)
         for (size_t i = 0; i < count; i++)
             out[i] = in[i * width + plane];
+}
+
+static void split_planes(uint8_t *out, const uint8_t *in, size_t count, unsigned width)
+{
+    switch (width) {
+    case 2:
+        split(out, in, count, 2);
+        break;
+    case 4:
+        split(out, in, count, 4);
+        break;
+    default:
+        split(out, in, count, width);
+    }
 }
 
 size_t codec_finish(struct codec_encoder *e, struct codec_stream streams[CODEC_STREAMS_MAX])

@@ -152,13 +152,25 @@ static inline uint16_t site_add(struct model *m, uint64_t key)
 /* The three sites that may come next, and where the context is kept. */
 struct guess { uint16_t site[3]; uint32_t *slot; uint32_t tag; uint16_t *next; };
 
-static inline void guess_site(struct model *m, uint64_t history, struct guess *g)
+static inline void find_context(struct model *m, uint64_t history, struct guess *g)
 {
     uint64_t h = mix(history);
-    uint16_t *next = m->site[history & 0xffff].next;
-    g->next = next;
+    g->next = m->site[history & 0xffff].next;
     g->slot = &m->context[h >> (64 - CONTEXT_BITS)];
     g->tag = ((uint32_t)(h >> 16) & 0xffff0000u) | 0x10000u;
+}
+
+/* Whether the first guess is this site, because it followed the same four before. */
+static inline int context_knows(struct model *m, uint64_t history, uint16_t site, struct guess *g)
+{
+    find_context(m, history, g);
+    return *g->slot == (g->tag | site);
+}
+
+static inline void guess_site(struct model *m, uint64_t history, struct guess *g)
+{
+    find_context(m, history, g);
+    const uint16_t *next = g->next;
     uint32_t found = *g->slot;
     uint16_t first = (found & 0xffff0000u) == g->tag ? (uint16_t)found : next[0];
     g->site[0] = first;
@@ -166,14 +178,18 @@ static inline void guess_site(struct model *m, uint64_t history, struct guess *g
     g->site[2] = first == next[0] || first == next[1] ? next[2] : next[1];
 }
 
-static inline void learn_site(const struct guess *g, uint16_t site)
+static inline void move_to_front(uint16_t next[3], uint16_t site)
 {
-    uint16_t *next = g->next;
     uint16_t first = next[0], second = next[1], third = next[2];
-    *g->slot = g->tag | site;
     next[0] = site;
     next[1] = site == first ? second : first;
     next[2] = site == first || site == second ? third : second;
+}
+
+static inline void learn_site(const struct guess *g, uint16_t site)
+{
+    *g->slot = g->tag | site;
+    move_to_front(g->next, site);
 }
 
 static inline uint16_t block_add(struct model *m, uint64_t addr, uint64_t word, uint16_t site, uint16_t older)

@@ -61,22 +61,39 @@ def join(data: bytes, width: int, count: int) -> U64:
     return values
 
 
+#: Level 1 for streams of single bytes: only long repetitions are looked for, in a table of 16 KiB that stays in the L1
+#: cache. On allocbench this takes a quarter less time than level 1, for 2 % more; on cc1plus and python 5 % less time.
+_QUICK = zstandard.ZstdCompressionParameters(
+    window_log=17,
+    chain_log=12,
+    hash_log=12,
+    search_log=1,
+    min_match=7,
+    target_length=0,
+    strategy=zstandard.STRATEGY_FAST,
+    write_content_size=True,
+)
+
+
 class _Compressors(threading.local):
-    """One compressor a thread and level: making one costs as much as compressing 20 KiB."""
+    """One a thread: making one costs as much as compressing 20 KiB."""
 
     def __init__(self) -> None:
-        self.by_level: dict[int, zstandard.ZstdCompressor] = {}
+        self.thorough = zstandard.ZstdCompressor(level=LEVEL)
+        self.quick = zstandard.ZstdCompressor(compression_params=_QUICK)
 
 
 _compressors = _Compressors()
 
 
-def compress(data: bytes, level: int = LEVEL) -> bytes:
+def compress(data: bytes) -> bytes:
     """One zstd frame that states its content size."""
-    compressor = _compressors.by_level.get(level)
-    if compressor is None:
-        compressor = _compressors.by_level[level] = zstandard.ZstdCompressor(level=level)
-    return compressor.compress(data)
+    return _compressors.thorough.compress(data)
+
+
+def compress_quickly(data: bytes) -> bytes:
+    """The same, for the collector."""
+    return _compressors.quick.compress(data)
 
 
 def decompress(data: bytes, size: int) -> bytes:
