@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from heapledger.errors import HeapledgerError, UsageError
-from heapledger.store import ddl
+from heapledger.store import blocks, ddl
 from heapledger.store.background import Background
 from heapledger.store.events import COLUMNS, Events
 from heapledger.store.reader import Trace
@@ -462,3 +463,82 @@ def test_a_copy_of_a_snapshot_differs_only_in_what_is_asked(tmp_path: Path) -> N
         rows = [[(v.start, v.end, v.path, v.rss_bytes) for v in trace.vmas(number)] for number in (first, second)]
         assert rows[0] == rows[1]
         assert len(rows[0]) == 5
+
+
+# ---- encoded blocks, and nodes
+
+
+@both
+def test_an_encoded_block_and_its_stacks_are_committed_before_it_is_told(tmp_path: Path, background: bool) -> None:
+    """Who hands over blocks lets go of what they were made from: seen through a connection of its own."""
+    path, seen = tmp_path / "t.heapledger", []
+
+    def look() -> None:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            counts = (
+                "SELECT (SELECT sum(count) FROM event_block), (SELECT events FROM process), count(*) FROM node_block"
+            )
+            seen.append(connection.execute(counts).fetchone())
+
+    with new(path, background=background) as writer:
+        process = writer.add_process(pid=1)
+        writer.add_nodes(process, [1], [0], [64], [0])
+        for first in (1, 1001):
+            writer.append_block(process, blocks.encode_events(numbered(first, 1000)), look)
+    assert seen == [(1000, 1000, 1), (2000, 2000, 1)]
+    with Trace(path) as trace:
+        assert all_events(trace, process).seq.tolist() == list(range(1, 2001))
+        assert trace.process().events == 2000
+
+
+@both
+def test_encoded_blocks_and_events_keep_their_order(tmp_path: Path, background: bool) -> None:
+    with new(tmp_path / "t", background=background) as writer:
+        process = writer.add_process(pid=1)
+        writer.append_events(process, numbered(1, 100))
+        writer.append_block(process, blocks.encode_events(numbered(101, 50)))
+        writer.append_block(process, blocks.encode_events(Events.empty()))
+        writer.append_events(process, numbered(151, 70_000))
+        writer.flush()
+        writer.append_block(process, blocks.encode_events(numbered(70_151, 10)))
+        with pytest.raises(HeapledgerError, match="out of order"):
+            writer.append_block(process, blocks.encode_events(numbered(70_160, 10)))
+    with Trace(tmp_path / "t") as trace:
+        assert all_events(trace, process).seq.tolist() == list(range(1, 70_161))
+        assert [block.count for block in trace.event_blocks(process)] == [100, 50, 65_536, 4464, 10]
+
+
+@pytest.mark.parametrize("portion", [1000, 16_384, 40_000])
+def test_nodes_in_any_portions_come_back_as_one(tmp_path: Path, portion: int) -> None:
+    count = 50_000
+    node = np.arange(1, count + 1)
+    parent, address = node // 3, (node * 977 % 4093).astype(np.uint64) << np.uint64(52)
+    with new(tmp_path / "t") as writer:
+        process = writer.add_process(pid=1)
+        for low in range(0, count, portion):
+            part = slice(max(low - 100, 0), low + portion)  # a hundred of them are known already
+            writer.add_nodes(process, node[part], parent[part], address[part], node[part] % 3)
+            writer.append_block(process, blocks.encode_events(numbered(low + 1, 10)))
+        writer.add_nodes(process, [], [], [], [])
+    with Trace(tmp_path / "t") as trace:
+        nodes = trace.nodes(process)
+        assert np.array_equal(nodes.node, node)
+        assert np.array_equal(nodes.parent, parent)
+        assert np.array_equal(nodes.address.view(np.uint64), address)
+        assert np.array_equal(nodes.module_id, node % 3)
+    with contextlib.closing(sqlite3.connect(tmp_path / "t")) as connection:
+        sizes = [row[0] for row in connection.execute("SELECT count FROM node_block ORDER BY id")]
+    assert sizes == [16_384, 16_384, 16_384, 848], "full blocks, however they came"
+
+
+def test_nodes_go_on_after_the_writer_died(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    first = new(path)
+    process = first.add_process(pid=1)
+    first.add_nodes(process, [1, 2], [0, 1], [16, 32], [0, 0])
+    first.flush()
+    first._connection.close()
+    with TraceWriter.reopen(path) as writer:
+        writer.add_nodes(process, [1, 2, 3], [0, 1, 2], [99, 99, 48], [0, 0, 0])
+    with Trace(path) as trace:
+        assert trace.nodes(process).address.tolist() == [16, 32, 48]
