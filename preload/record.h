@@ -17,7 +17,6 @@
 #define HL_MORE (1ull << 6)
 #define HL_ROOM_OUTER 128 /* slots that an outer call leaves free for signal handlers */
 #define HL_ROOM_NESTED 32
-#define HL_AHEAD_WORDS 64 /* how far ahead the ring's lines are fetched: 16 slots */
 #define HL_INLINE inline __attribute__((always_inline))
 
 /* From which span on an exit number goes into an HL_LATE slot. Smaller only in a build that tests those. */
@@ -194,7 +193,6 @@ static HL_INLINE void record_number(struct hl_event *e, struct hl_thread *t, uin
     e->slots = slots;
     e->head = xadd_local(&t->ring->head, slots);
     e->slot = record_slot(t, e->head);
-    __asm__ volatile("prefetchw %0" : : "m"(e->slot[HL_AHEAD_WORDS])); /* the collector had these lines last */
     if (likely(depth < HL_OPEN_CALLS)) {
         t->open[depth].slot = e->slot;
         t->open[depth].sp = sp;

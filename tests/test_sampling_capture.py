@@ -69,6 +69,10 @@ def test_estimates_of_each_site_are_within_four_standard_errors(shim: Shim, prog
         total_estimate += estimate * size
         total_variance += variance * size**2
     assert abs(total_estimate - total) <= 4 * math.sqrt(total_variance)
+    ours = np.isin(run.first.events.addr, blocks.addr[np.isin(blocks.size, sites[:, 0])])
+    frees = run.first.events.take(ours & (run.first.events.kind == Kind.FREE))
+    (place,) = set(np.fromfile(run.first.folder / "stacks.0", NODE)["ip"][frees.stack].tolist())  # all by one line
+    assert abs(place - int(sites[0, 2])) < 0x10000
 
 
 def test_estimates_of_a_real_program_agree_with_a_full_capture(shim: Shim) -> None:  # noqa: F811
