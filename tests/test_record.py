@@ -79,7 +79,7 @@ def test_an_exit_far_behind_its_entry_has_a_slot_of_its_own(
     far_folder = tmp_path / "far"
     far_folder.mkdir()
     far = Shim(build_shim(far_folder, "-DHL_SPAN_FITS=1"), far_folder)
-    argv = (native("shim_process.c", "-O1", "-lpthread", "-ldl"), "many")
+    argv = (native("sampled.c", "-O1", "-lpthread"), "many", "10000")
     near, image = shim.run(*argv).first, far.run(*argv).first
     near.check()
     image.check()
@@ -88,7 +88,7 @@ def test_an_exit_far_behind_its_entry_has_a_slot_of_its_own(
     for name in ("kind", "size", "word"):
         assert np.array_equal(getattr(events, name)[1:], getattr(near.events, name)[1:]), name
     assert image.rings[0].get("head") >= 2 * len(events)
-    far.run(native("sampled.c", "-O1", "-lpthread"), "threads").first.check()
+    far.run(argv[0], "threads").first.check()
 
 
 # ---- the clock
