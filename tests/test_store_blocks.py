@@ -131,7 +131,7 @@ def test_a_program_comes_back_and_the_plain_decoder_reads_the_same(threads: int)
 
 
 @given(any_events())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_plain_decoder_reads_any_events(events: Events) -> None:
     oracle = codec_oracle.Block(dict(blocks.encode_events(events).streams), len(events)).columns
     assert {name: getattr(events, name).tolist() for name in COLUMNS} == oracle
@@ -167,7 +167,8 @@ def test_a_full_block_of_distinct_stacks_and_addresses_comes_back() -> None:
     events.word, events.arg2 = numbers * np.uint64(99991), numbers * np.uint64(1 << 40)
     events.thread[:] = numbers % np.uint64(1000)
     assert same(blocks.decode_events(*encoded(events)), events)
-    assert same(blocks.decode_events(*encoded(program(blocks.BLOCK_EVENTS, 5, 2))), program(blocks.BLOCK_EVENTS, 5, 2))
+    usual = Events.concat([program(8192, 5, 2)] * 8)
+    assert same(blocks.decode_events(*encoded(usual)), usual)
 
 
 def test_the_example_of_the_documentation() -> None:
@@ -249,7 +250,7 @@ def test_hostile_streams_do_not_touch_other_memory(native: Callable[..., Path]) 
     except subprocess.CalledProcessError:
         pytest.skip("the compiler has no sanitizers here")
     environment = {**os.environ, "LD_PRELOAD": ""}
-    done = subprocess.run([fuzz, "4000"], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run([fuzz, "2500"], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     kept, refused = map(int, done.stdout.split())
     assert kept > 100, "some changes are valid streams"

@@ -48,6 +48,42 @@ static struct codec_event event(size_t i)
     return e;
 }
 
+/* A block in which nothing can be predicted fits where the encoder keeps it, and comes back. */
+static void full_block(struct codec_encoder *encoder, struct codec_decoder *decoder)
+{
+    static const uint8_t kinds[] = {1, 2, 3, 3, 3, 4, 16, 200};
+    static struct codec_event events[CODEC_BLOCK_EVENTS];
+    static uint64_t wide[8][CODEC_BLOCK_EVENTS];
+    static uint32_t narrow[2][CODEC_BLOCK_EVENTS];
+    static uint8_t kind[CODEC_BLOCK_EVENTS];
+    const struct codec_columns out = {wide[0], wide[1], wide[2], wide[3], wide[4],  wide[5],
+                                      wide[6], wide[7], narrow[0], narrow[1], kind};
+    struct codec_stream streams[CODEC_STREAMS_MAX];
+
+    for (size_t i = 0; i < CODEC_BLOCK_EVENTS; i++) {
+        struct codec_event *e = &events[i];
+        uint64_t *const fields[] = {&e->time, &e->seq, &e->seq_exit, &e->addr, &e->size, &e->arg, &e->arg2, &e->word};
+        for (int f = 0; f < 8; f++)
+            *fields[f] = rnd(UINT64_MAX);
+        e->stack = (uint32_t)rnd(UINT32_MAX), e->thread = (uint32_t)rnd(UINT32_MAX), e->kind = kinds[rnd(8)];
+    }
+    if (codec_push(encoder, events, CODEC_BLOCK_EVENTS) != CODEC_BLOCK_EVENTS || codec_push(encoder, events, 1))
+        abort();
+    size_t n = codec_finish(encoder, streams);
+    for (size_t s = 0; s < n; s++)
+        if (streams[s].bytes > codec_stream_limit(streams[s].name, CODEC_BLOCK_EVENTS))
+            abort();
+    if (codec_decode(decoder, streams, n, CODEC_BLOCK_EVENTS, &out))
+        abort();
+    for (size_t i = 0; i < CODEC_BLOCK_EVENTS; i++) {
+        const struct codec_event *e = &events[i];
+        if (wide[0][i] != e->time || wide[1][i] != e->seq || wide[2][i] != e->seq_exit || wide[3][i] != e->addr ||
+            wide[4][i] != e->size || wide[5][i] != e->arg || wide[6][i] != e->arg2 || wide[7][i] != e->word ||
+            narrow[0][i] != e->stack || narrow[1][i] != e->thread || kind[i] != e->kind)
+            abort();
+    }
+}
+
 int main(int argc, char **argv)
 {
     int rounds = argc > 1 ? atoi(argv[1]) : 1000, kept = 0, refused = 0;
@@ -55,6 +91,7 @@ int main(int argc, char **argv)
     struct codec_decoder *decoder = codec_decoder_new();
     struct node_encoder *nodes = node_encoder_new();
 
+    full_block(encoder, decoder);
     for (int round = 0; round < rounds; round++) {
         struct codec_stream streams[CODEC_STREAMS_MAX];
         struct codec_event e;

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from heapledger.errors import InputError, SchemaError, TraceError
 from heapledger.store.ddl import APPLICATION_ID, SCHEMA_VERSION, TABLES
 
-#: No value in a trace file is larger: a block of events as odd as can be has 9 MiB, a pyramid level 12 MiB.
+#: No value in a trace file is larger: a block of events as odd as can be has 11 MiB, a pyramid level 12 MiB.
 MAX_VALUE_BYTES = 16 << 20
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
