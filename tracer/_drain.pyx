@@ -65,6 +65,7 @@ cdef extern from "drain.h" nogil:
     void drain_free(drain *)
     drain_state drain_run(drain *, const drain_clock *, uint64_t now_ns, bint final)
     size_t drain_pending(const drain *)
+    uint64_t drain_slots(const drain *)
     double drain_used(const drain *)
     void drain_fill(drain *, double *used, double *fresh)
     drain_token *drain_finish(drain *, drain_block *)
@@ -201,6 +202,11 @@ cdef class Drain:
         while drain_next_bad_ring(self._drain, &index, &why):
             found.append((index, why.decode()))
         return found
+
+    @property
+    def slots(self):
+        """Slots read so far."""
+        return drain_slots(self._drain)
 
     @property
     def pending(self):

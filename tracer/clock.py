@@ -90,6 +90,11 @@ class Clock:
         """The tick at a moment of CLOCK_MONOTONIC."""
         return (self.start_tsc + round((ns - self.start_ns) / self._ns_per_cycle())) >> self.tick_shift
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether `line` stays as it is from now on."""
+        return self._settled
+
     def line(self) -> tuple[int, int, float, float]:
         """(start_tsc, tick_shift, ns a cycle, ns of the start since the session began): ticks are on this line."""
         return self.start_tsc, self.tick_shift, self._ns_per_cycle(), float(self.start_ns - self.session_ns)

@@ -82,6 +82,7 @@ class Collector:
         spill: Spill | None = None,
     ) -> None:
         self.folder = folder
+        self._folder_name = str(folder)
         self.writer = writer
         self.session_ns = session_ns
         self.options = options
@@ -181,7 +182,7 @@ class Collector:
     # ---- images come and go
 
     def _discover(self) -> None:
-        mtime = self.folder.stat().st_mtime_ns
+        mtime = os.stat(self._folder_name).st_mtime_ns
         if mtime == self._spool_mtime:
             return
         self._spool_mtime = mtime

@@ -512,6 +512,8 @@ enum drain_state drain_run(struct drain *d, const struct drain_clock *clock, uin
     return d->batch_room ? DRAIN_IDLE : DRAIN_FULL;
 }
 
+uint64_t drain_slots(const struct drain *d) { return d->totals.slots; }
+
 size_t drain_pending(const struct drain *d) { return codec_count(d->encoder); }
 
 double drain_used(const struct drain *d)

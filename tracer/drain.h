@@ -87,6 +87,9 @@ enum drain_state drain_run(struct drain *, const struct drain_clock *, uint64_t 
 /* Events in the block so far. */
 size_t drain_pending(const struct drain *);
 
+/* Slots read so far. */
+uint64_t drain_slots(const struct drain *);
+
 /* The share of its slots that the fullest ring has in use now: those that are not committed (or spilled). */
 double drain_used(const struct drain *);
 

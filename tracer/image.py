@@ -36,6 +36,8 @@ BLOCK_AGE_NS = 1_000_000_000
 CROWDED, CROWDED_EVENTS = 0.5, 8192
 #: From this share on slots are spilled.
 SPILL = 0.7
+#: A process that does nothing, and the shim's log, are looked at this often (ns).
+LOOK_NS = 50_000_000
 #: Events that may wait for the writer; it would make us wait for it with two blocks more.
 WAITING_EVENTS = 6 * 65_536
 #: The name of a thread is looked at so long after its start (ns), and again after twice the time each, up to the last.
@@ -125,6 +127,8 @@ class Image:
         self._threads: dict[int, _ThreadState] = {}  # by number
         self._names_due_ns = 0
         self._drain: Drain | None = None  # from `register` or `resume` on
+        self._seen_seq = 0  # control.seq when all was taken last
+        self._look_due_ns = self._log_due_ns = 0
         self._pending_since_ns = 0  # the oldest event of the block that is not full; 0: there is none
         self._written: Written | None = None
 
@@ -192,9 +196,15 @@ class Image:
         drain = self._drain
         if drain is None:
             return 0
-        before = drain.totals()["slots"]
-        self.read_log()
-        drain.set_clock(*self.clock.line())
+        seq = self.control.get("seq")
+        if not final and seq == self._seen_seq and now_ns < self._look_due_ns:
+            self.fill = 0.0
+            return 0  # nothing was done since the last look
+        self._look_due_ns = now_ns + LOOK_NS
+        before = drain.slots
+        self._read_log_if_due(now_ns, final)
+        if not self.clock.is_settled or before == 0:
+            drain.set_clock(*self.clock.line())
         if not final and not self.foreign:
             drain.reap(self.pid)
         while (final or not self.backlog.is_full()) and drain.run(now_ns, final):
@@ -210,7 +220,8 @@ class Image:
         if self._is_block_due(drain, now_ns, final):
             self._write_block()
         self._make_room(drain, final)
-        return drain.totals()["slots"] - before
+        self._seen_seq = 0 if self.backlog.is_full() else seq
+        return drain.slots - before
 
     def _make_room(self, drain: Drain, final: bool) -> None:
         """Where rings fill up although all is done that can be done now."""
@@ -278,6 +289,12 @@ class Image:
         return rows
 
     # ---- the log
+
+    def _read_log_if_due(self, now_ns: int, final: bool) -> None:
+        """New nodes may lie in modules that the log has just told of."""
+        if final or now_ns >= self._log_due_ns or self.control.get("nodes") != self.nodes.taken:
+            self._log_due_ns = now_ns + LOOK_NS
+            self.read_log()
 
     def read_log(self) -> None:
         fresh: list[int] = []

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from heapledger.errors import HeapledgerError, SpoolError, TraceError, UsageError
+from heapledger.errors import HeapledgerError, SchemaError, SpoolError, TraceError, UsageError
 from heapledger.store.reader import Trace
 from heapledger.store.writer import TraceWriter
 from heapledger.tracer import host, spool
@@ -147,6 +147,8 @@ def _holds_another(path: Path) -> bool:
     try:
         with Trace(path) as trace:
             return trace.session.id > 0
+    except SchemaError:
+        return True  # an older one
     except TraceError:
         return False
 

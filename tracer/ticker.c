@@ -10,33 +10,43 @@
 #include <time.h>
 
 #define PERIOD_NS 1000000
+#define QUIET 16          /* so many periods without an event ... */
+#define QUIET_PERIODS 4   /* ... and a period is so long, until the next */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wanted = PTHREAD_COND_INITIALIZER;
 static struct hl_control **pages;
 static size_t count, room;
 static bool started;
+static uint64_t numbers; /* sum of all processes' counters: whether anything happens */
 
-static void beat(uint64_t now_ns)
+/* Returns whether there were events since the last time. */
+static bool beat(uint64_t now_ns)
 {
+    uint64_t before = numbers;
+    numbers = 0;
     for (size_t i = 0; i < count; i++) {
         uint32_t coarse = pages[i]->coarse + 1;
         __atomic_store_n(&pages[i]->coarse, coarse ? coarse : 1, __ATOMIC_RELAXED); /* 0: nobody keeps the time */
         __atomic_store_n(&pages[i]->heartbeat_ns, now_ns, __ATOMIC_RELEASE);
+        numbers += __atomic_load_n(&pages[i]->seq, __ATOMIC_RELAXED);
     }
+    return numbers != before;
 }
 
 static void *tick(void *nothing)
 {
-    const struct timespec period = {.tv_nsec = PERIOD_NS};
+    unsigned quiet = 0;
     for (;;) {
-        struct timespec now;
+        struct timespec now, period = {.tv_nsec = PERIOD_NS};
         pthread_mutex_lock(&lock);
         while (!count)
             pthread_cond_wait(&wanted, &lock);
         clock_gettime(CLOCK_MONOTONIC, &now);
-        beat((uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
+        quiet = beat((uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec) ? 0 : quiet + 1;
         pthread_mutex_unlock(&lock);
+        if (quiet > QUIET)
+            period.tv_nsec *= QUIET_PERIODS;
         nanosleep(&period, NULL);
     }
     return nothing;

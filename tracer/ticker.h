@@ -1,7 +1,8 @@
 /*
  * ticker.h: a thread that shows every followed process that we are there, and what time it roughly is.
  *
- * It writes control.heartbeat_ns and raises control.coarse (preload/spool.h) in each page it was given, once a millisecond. It
+ * It writes control.heartbeat_ns and raises control.coarse (preload/spool.h) in each page it was given, once a millisecond,
+ * and every four while no process does anything (the first event after that still finds a new millisecond). It
  * takes no lock of the caller's, holds no page longer than ticker_remove needs to say so, and ends with the process.
  */
 #ifndef HEAPLEDGER_TICKER_H

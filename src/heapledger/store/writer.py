@@ -113,10 +113,9 @@ class TraceWriter:
         _make_way(self.path)
         with self._guard():
             self._connection = self._connect("rwc")
-            self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            # Before WAL mode, so that the file itself says what it is from its first moment.
-            self._connection.executescript(f"BEGIN;{TABLES}COMMIT;")
+            # Before WAL mode and at once, so that the file itself says what it is from its first moment.
+            marks = f"PRAGMA application_id = {APPLICATION_ID};PRAGMA user_version = {SCHEMA_VERSION};"
+            self._connection.executescript(f"BEGIN;{marks}{TABLES}COMMIT;")
             self._start()
             self._insert(
                 "session",
