@@ -143,6 +143,7 @@ static bool spill_ring(struct drain *d, struct ring *r, uint64_t limit)
 bool drain_spill(struct drain *d, double least, uint64_t limit)
 {
     bool done = false;
+    find_rings(d);
     pthread_mutex_lock(&d->lock);
     for (uint32_t i = 0; i < d->ring_count && d->spill_prefix; i++) {
         struct ring *r = d->ring[i];
