@@ -1,7 +1,7 @@
 /*
  * drain_spill.c: slots that wait for the encoder, copied from a ring to a file beside the trace.
  *
- * The program must not wait for a slow encoder or a slow disk as long as there is another place for its events: one memcpy makes
+ * The program must not wait for a slow encoder or a slow disk as long as there is another place for its events: one write makes
  * room in the ring. A segment is a file PREFIX.K.FIRST (K the ring, FIRST its first position, in hex), a page of header and
  * the slots as they are:
  *
@@ -93,14 +93,34 @@ static uint64_t final_slots(const struct ring *r, uint64_t from, uint64_t head)
     return end;
 }
 
-/* Room for the whole file, so that the copy cannot fail (a full disk would be a signal). */
-static void *segment_make(const char *path, size_t bytes)
+static bool write_all(int fd, const void *data, size_t bytes)
 {
+    for (const char *at = data; bytes;) {
+        ssize_t wrote = write(fd, at, bytes);
+        if (wrote < 0 && errno == EINTR)
+            continue;
+        if (wrote <= 0)
+            return false;
+        at += wrote;
+        bytes -= (size_t)wrote;
+    }
+    return true;
+}
+
+/* Written rather than mapped and copied: that would cost a page fault for every 4 KB. Mapped to be read later. */
+static void *segment_make(const char *path, const struct header *header, const struct ring *r)
+{
+    static const char zeros[HL_PAGE - sizeof *header];
+    uint64_t count = header->end - header->first, at = header->first & (r->capacity - 1);
+    uint64_t straight = r->capacity - at < count ? r->capacity - at : count;
     int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0)
         return NULL;
-    int error = posix_fallocate(fd, 0, (off_t)bytes);
-    void *map = error ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *map = MAP_FAILED;
+    if (write_all(fd, header, sizeof *header) && write_all(fd, zeros, sizeof zeros) &&
+        write_all(fd, r->slots + at * SLOT_WORDS, straight * SLOT_BYTES) &&
+        write_all(fd, r->slots, (count - straight) * SLOT_BYTES))
+        map = mmap(NULL, HL_PAGE + count * SLOT_BYTES, PROT_READ, MAP_SHARED, fd, 0);
     close(fd);
     if (map != MAP_FAILED)
         return map;
@@ -121,13 +141,10 @@ static bool spill_ring(struct drain *d, struct ring *r, uint64_t limit)
     char whole[4200], path[sizeof whole + 4];
     snprintf(whole, sizeof whole, "%s.%x.%llx", d->spill_prefix, r->page->index, (unsigned long long)from);
     snprintf(path, sizeof path, "%s.new", whole);
-    char *map = segment_make(path, bytes);
+    const struct header header = {MAGIC, r->page->index, from, end};
+    void *map = segment_make(path, &header, r);
     if (!map)
         return false;
-    *(struct header *)map = (struct header){MAGIC, r->page->index, from, end};
-    uint64_t at = from & (r->capacity - 1), straight = r->capacity - at < count ? r->capacity - at : count;
-    memcpy(map + HL_PAGE, r->slots + at * SLOT_WORDS, straight * SLOT_BYTES);
-    memcpy(map + HL_PAGE + straight * SLOT_BYTES, r->slots, (count - straight) * SLOT_BYTES);
     if (rename(path, whole) < 0) {
         munmap(map, bytes);
         unlink(path);

@@ -35,7 +35,7 @@ BLOCK_AGE_NS = 1_000_000_000
 #: Where the fullest ring has this share of its slots in use, a block is cut if it holds at least so many events.
 CROWDED, CROWDED_EVENTS = 0.5, 8192
 #: From this share on slots are spilled.
-SPILL = 0.7
+SPILL = 0.8
 #: A process that does nothing, and the shim's log, are looked at this often (ns).
 LOOK_NS = 50_000_000
 #: Events that may wait for the writer; it would make us wait for it with two blocks more.

@@ -8,6 +8,7 @@ our process group; those sent to us by another process are passed on. We stay un
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -231,6 +232,8 @@ class _Run:
         if self.options.output is not None:  # a default name has the program's pid in it
             session.output = str(self.options.output.absolute())
         session.save(self.spool)
+        with contextlib.suppress(Exception):  # told in `_collect`
+            _import_collector()
         pid = self._spawn()
         output = self.options.output or default_output(self.command[0], pid)
         session.output, session.main_pid = str(output.absolute()), pid
@@ -263,9 +266,6 @@ class _Run:
     # ---- collect
 
     def _collect(self, session: Session, output: Path, pid: int) -> Outcome:
-        # Imported only now: the program is already running, with its own environment. numpy's BLAS, which nothing here
-        # uses, would start a thread for each CPU.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         _raise_open_files()
         _fill_standard_files()
         try:
@@ -435,6 +435,17 @@ class _Run:
         if main.status is None:
             main.note(*os.waitpid(main.pid, 0))
         return int(main.status)
+
+
+def _import_collector() -> None:
+    """What takes long, before the program starts: it would fill its rings meanwhile, and wait for us at its end."""
+    unset = "OPENBLAS_NUM_THREADS" not in os.environ
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's BLAS, which nothing here uses, starts one for each CPU
+    try:
+        importlib.import_module("heapledger.tracer.collect")
+    finally:
+        if unset:
+            del os.environ["OPENBLAS_NUM_THREADS"]
 
 
 def _raise_open_files() -> None:

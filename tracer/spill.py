@@ -4,7 +4,7 @@ What happens to events, in this order:
 
 1. They are encoded and written to the trace file; a ring's slots go back to the program when that is committed.
 2. Rings are getting full and the encoder, or the disk, is behind: slots are copied as they are to files here (32 bytes
-   each, one memcpy; tracer/drain_spill.c), which are as safe as the rings. They are encoded later, in their order: when
+   each, one write; tracer/drain_spill.c), which are as safe as the rings. They are encoded later, in their order: when
    there is time, at the end, or by `heapledger recover`.
 3. The limit is reached or the disk is full: the program waits for room in its rings, 3 s at most at a time; then events
    are lost, and counted.
