@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ from heapledger.store.writer import FrameRow, TraceWriter
 if TYPE_CHECKING:
     from heapledger.tracer.symbols import Frame
 
-#: Offsets are resolved in portions, so that the progress moves and memory stays small.
-_PORTION = 2_000
+#: Offsets are resolved in portions, so that the progress moves and memory stays small. Each goes through a whole symbol
+#: table, so they are not too small either.
+_PORTION = 20_000
 #: Module id and address are packed into one number, to sort them; user addresses have 47 bits.
 _ADDRESS_BITS = np.uint64(47)
 _ADDRESS_MASK = np.uint64((1 << 47) - 1)
@@ -86,6 +88,8 @@ def resolve(addresses: Addresses, writer: TraceWriter, progress: Progress | None
     total = sum(len(offsets) for _, _, offsets, _ in files)
     done = resolved = 0
     symbolizer = Symbolizer()
+    collects = gc.isenabled()
+    gc.disable()  # nothing here is in a circle, and what is kept would be searched again and again: a third of the time
     try:
         for path, build_id, offsets, modules in files:
             for low in range(0, len(offsets), _PORTION):
@@ -97,6 +101,8 @@ def resolve(addresses: Addresses, writer: TraceWriter, progress: Progress | None
                 if progress:
                     progress(done, total)
     finally:
+        if collects:
+            gc.enable()
         symbolizer.close()
     return resolved
 

@@ -19,6 +19,7 @@ LIMIT_OUTPUT = rust.LIMIT_OUTPUT
 LIMIT_GROWTH = 16 << 20
 # What stands for an earlier part of the name: substitutions, template parameters, packs, constructors.
 REFERENCE = re.compile(r"[ST][0-9A-Z]*_|[CD][0-9]|D[pP]|s[pZP]")
+REFERENCE_LETTERS = "_CDs"
 # What one character without reference can become: `Ss` is std::basic_string<char, std::char_traits<char>, ...>.
 LONGEST = 40
 
@@ -29,6 +30,9 @@ def growth(name: str) -> float:
     `n` references multiply at most by 3 ** (n / 3): in `k` generations, each of which stands `n / k` times in the next,
     by `(n / k) ** k`, and that is largest for 3 in each.
     """
+    references = sum(map(name.count, REFERENCE_LETTERS))  # at most so many, and this is a tenth of the time
+    if (most := LONGEST * len(name) * math.pow(3, min(references / 3, 100))) <= LIMIT_GROWTH:
+        return most
     return LONGEST * len(name) * math.pow(3, min(len(REFERENCE.findall(name)) / 3, 100))
 
 
@@ -77,9 +81,10 @@ def demangle(name: str) -> str:
     """
     if len(name) > LIMIT_CHARACTERS or not name.startswith(("_Z", "_R")):
         return name
-    readable = rust.demangle_rust(name)
-    if readable is not None:
-        return readable
+    if name[1] == "R" or "17h" in name:
+        readable = rust.demangle_rust(name)
+        if readable is not None:
+            return readable
     cxx = _cxx() if name.startswith("_Z") and "\0" not in name else None
     if cxx is None:
         return name

@@ -309,7 +309,14 @@ class TraceWriter:
             self._connection.executemany(
                 sql,
                 (
-                    (module_id, signed(offset), depth, _readable(function), _readable(file), line)
+                    (
+                        module_id,
+                        signed(offset),
+                        depth,
+                        function if function.isascii() else _readable(function),
+                        file if file is None or file.isascii() else _readable(file),
+                        line,
+                    )
                     for module_id, offset, depth, function, file, line in rows
                 ),
             )
