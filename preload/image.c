@@ -161,7 +161,8 @@ static void start_failed(int error)
 {
     hl_image->mode = HL_MODE_OFF;
     if (!hl_settings.quiet && error)
-        host_complain("heapledger: the spool folder cannot be used; this process is not recorded\n");
+        host_complain(error == ENOMEM ? "heapledger: the limits leave no memory for it; this process is not recorded\n"
+                                      : "heapledger: the spool folder cannot be used; this process is not recorded\n");
 }
 
 /* What an exec finds in the environment makes it start without us. In place: the text is the program's own, on its stack. */
@@ -219,6 +220,18 @@ static void note_main_stack(void)
         record_thread_stack((high - limit.rlim_cur) & ~(uintptr_t)(HL_PAGE - 1), high);
 }
 
+#define LEAST_SPACE (32ull << 20) /* of address space, or of private memory the second: with less nothing is recorded */
+#define LEAST_DATA (8ull << 20)
+
+/* Whether the limits on memory leave room for us beside the program. */
+static bool memory_is_scarce(void)
+{
+    struct rlimit space, data;
+    if (host_call4(SYS_prlimit64, 0, RLIMIT_AS, NULL, &space) < 0 || host_call4(SYS_prlimit64, 0, RLIMIT_DATA, NULL, &data) < 0)
+        return false;
+    return space.rlim_cur < LEAST_SPACE || data.rlim_cur < LEAST_DATA;
+}
+
 static bool image_make(void)
 {
     uint64_t start_break = (uint64_t)host_call1(SYS_brk, 0);
@@ -226,7 +239,7 @@ static bool image_make(void)
     int error = 0, made = 0;
     hl_image->pid = host_pid();
     if (!of_parent || of_parent->state < HL_ENDED) {
-        made = spool_make_folder(hl_image);
+        made = memory_is_scarce() ? -ENOMEM : spool_make_folder(hl_image);
         if (made < 0 && of_parent)
             __atomic_fetch_add(&of_parent->unseen, 1, __ATOMIC_RELAXED);
     }

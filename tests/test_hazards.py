@@ -384,6 +384,7 @@ def test_a_sanitizer_in_the_programs_own_preload_keeps_its_place(both: Compare, 
     assert (ran.plain.returncode, ran.plain.stdout) == (7, b"alive 1\n")
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 def test_children_of_another_user_are_counted_as_not_recorded(both: Compare, native: Native) -> None:
     ran = same(both([str(native("odd_program.c", "-pthread")), "gives_up_root"]))
     assert f"{UNSEEN}: 1" in notes_of(ran.trace)
@@ -406,6 +407,14 @@ def test_under_a_tight_limit_the_program_does_as_if_alone(both: Compare, life: s
     ran = same(both([life, "under_a_limit", limit]))
     assert ran.plain.stdout == b"2\n2\n1536\n" or limit == "processes", "root is not limited in these"
     check_order(ran.trace, notes=True)
+
+
+@pytest.mark.parametrize("limit", ["-d 4096", "-v 24000"])
+def test_where_next_to_no_memory_is_allowed_none_is_taken(both: Compare, life: str, limit: str) -> None:
+    """What the shim took would be missing to the program, which still finds room for its threads."""
+    ran = same(both(["sh", "-c", f"ulimit {limit}; exec {life} under_it"]))
+    assert ran.plain.stdout == b"2\n1536\n"
+    assert "it became a program that the shim is not part of, which is not followed" in notes_of(ran.trace)
 
 
 @pytest.fixture

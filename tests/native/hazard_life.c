@@ -719,7 +719,7 @@ static int becomes_another_user(void)
 
 static int becomes_another_user_and_back(void)
 {
-    if (setresuid(-1, 65534, -1))
+    if (geteuid() || setresuid(-1, 65534, -1))
         return REFUSED;
     say_number(run_threads(4, churner, 0));
     if (seteuid(0))
@@ -794,7 +794,7 @@ static const struct {
     int resource;
     rlim_t limit;
 } limits[] = {
-    {"address_space", RLIMIT_AS, 48 << 20}, {"data", RLIMIT_DATA, 4 << 20}, {"files", RLIMIT_NOFILE, 4},
+    {"address_space", RLIMIT_AS, 48 << 20}, {"data", RLIMIT_DATA, 32 << 20}, {"files", RLIMIT_NOFILE, 4},
     {"file_size", RLIMIT_FSIZE, 4096},      {"processes", RLIMIT_NPROC, 3}, {"locked", RLIMIT_MEMLOCK, 0},
     {"stack", RLIMIT_STACK, 64 << 10},      {"cpu", RLIMIT_CPU, 1000},      {"no_files", RLIMIT_NOFILE, 0},
 };
