@@ -850,7 +850,7 @@ static int forbids_itself_files(void)
 
 static int forbids_itself_files_on_pain_of_death(void)
 {
-    mallopt(M_ARENA_MAX, 2); /* or malloc would read a file, to know how many processors there are */
+    mallopt(M_ARENA_MAX, 1); /* with more, malloc itself reads files: how many processors, whether memory is overcommitted */
     churn(100);
     if (confine(SECCOMP_RET_KILL_PROCESS))
         return REFUSED;
