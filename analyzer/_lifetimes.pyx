@@ -71,7 +71,7 @@ cdef class Table:
     cdef uint64_t *last  # by thread: the block it allocated last, if it is not released yet
     cdef readonly uint64_t sample_bytes
     cdef readonly uint64_t hints
-    cdef uint64_t since, releases
+    cdef uint64_t since, releases, inherited_releases
     cdef uint64_t allocated_blocks, allocated_bytes, inherited_blocks, inherited_bytes, live_blocks_, live_bytes_
     cdef double[4] allocated_weights
     cdef double[4] live_weights
@@ -120,7 +120,7 @@ cdef class Table:
         return other
 
     def begin(self, since):
-        self.since = since
+        self.since, self.inherited_releases = since, self.releases
         self.hints = 0
         self.flow_bits = 10
         self.new_flows()
@@ -327,11 +327,13 @@ cdef class Table:
         cdef uint64_t[::1] a = address, s = size, w = number, c = chunk
         cdef uint32_t[::1] by = site
         for i in range(<uint64_t>1 << self.bits):
-            if self.blocks[i].address and self.blocks[i].chunk & LIVE == 0:
+            if self.blocks[i].chunk & LIVE or self.blocks[i].when <= self.inherited_releases:
+                continue
+            if self.blocks[i].address:
                 a[n], s[n], w[n] = self.blocks[i].address, self.blocks[i].size, self.blocks[i].when
                 c[n], by[n] = self.blocks[i].chunk, self.blocks[i].site
                 n += 1
-        return address, size, number, chunk, site
+        return address[:n], size[:n], number[:n], chunk[:n], site[:n]
 
     def flow_columns(self):
         cdef uint64_t i, n = 0

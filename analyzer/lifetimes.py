@@ -130,7 +130,8 @@ class Lifetimes:
         return twin
 
     def begin(self, since_ns: int) -> None:
-        """Counts anew. Blocks from before `since_ns` are inherited: their releases are no flows."""
+        """Counts anew. Blocks from before `since_ns` are inherited: their releases are no flows. What was released
+        before is forgotten: the numbers of call sites are another process's."""
         self._table.begin(max(since_ns, 0))
         self.peak_variance, self._peak = 0.0, -1
 
@@ -189,7 +190,8 @@ class Lifetimes:
         )
 
     def released(self) -> Released:
-        """The last block of each address where there is none now; in a very long run, those of its later part."""
+        """The last block of each address where there is none now, if this process released it; in a very long run,
+        those of its later part."""
         address, size, number, chunk, released_by = self._table.released()
         order = np.argsort(address, kind="stable")
         chunk &= ~np.uint64(7)
@@ -204,7 +206,7 @@ class PlainTable:
         self.sample_bytes = sample_bytes
         self.hints = 0
         self._since = 0
-        self._releases = 0
+        self._releases = self._inherited_releases = 0
         #: Address → [size, time, word, stack, site]; and, of those released: [size, number, word, releasing site].
         self._live: dict[int, list[int]] = {}
         self._gone: dict[int, list[int]] = {}
@@ -222,7 +224,7 @@ class PlainTable:
         return twin
 
     def begin(self, since: int) -> None:
-        self._since, self.hints = since, 0
+        self._since, self.hints, self._inherited_releases = since, 0, self._releases
         self._flows, self._sizes = {}, []
         self._total = sum(block[0] for block in self._live.values())
 
@@ -288,7 +290,7 @@ class PlainTable:
         return _block_columns(self._live)
 
     def released(self) -> tuple[npt.NDArray[Any], ...]:
-        return _block_columns(self._gone)
+        return _block_columns({at: block for at, block in self._gone.items() if block[1] > self._inherited_releases})
 
     def flow_columns(self) -> tuple[npt.NDArray[Any], ...]:
         keys = np.array(list(self._flows), np.uint32).reshape(-1, 2)

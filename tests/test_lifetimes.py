@@ -169,6 +169,15 @@ def test_a_forks_child_counts_only_what_it_allocated_itself() -> None:
     assert (len(lifetimes.flows()), len(lifetimes.live()), lifetimes.allocated()[BLOCKS]) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_forks_child_does_not_tell_who_released_what_before_the_fork(compiled: bool) -> None:
+    """The call sites of its parent have other numbers."""
+    before = [(Kind.MALLOC, 0, 16, 10, 0, 1), (Kind.FREE, 0, 16, 0, 0, 99), (Kind.MALLOC, 0, 32, 20, 0, 1)]
+    after = [(Kind.MALLOC, 0, 64, 20, 0, 1), (Kind.FREE, 0, 32, 0, 0, 2), (Kind.FREE, 0, 64, 0, 0, 3)]
+    released = fed(events_of(*before, *after), since=25, compiled=compiled).released()
+    assert (released.address.tolist(), released.released_by.tolist()) == ([32, 64], [2, 3])
+
+
 @pytest.fixture(scope="module")
 def recorded(
     native: Callable[..., Path], heapledger: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
