@@ -19,7 +19,7 @@ EXAMPLES = """\
 \b
 Examples:
   heapledger info app.heapledger
-  heapledger info --blocks app.heapledger      what events and call stacks take, by stream and process
+  heapledger info --blocks app.heapledger      bytes by stream and process
   heapledger info --check app.heapledger       open every block
   heapledger info --format json app.heapledger | jq '.processes[].events'"""
 
