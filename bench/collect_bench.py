@@ -4,7 +4,7 @@
 
 1. `drain`: allocbench (../shared/bench/allocbench.cpp, one thread) records into one large ring (4 M slots, the most the
    shim makes) with no collector at all; then the spool is turned into a trace file in one go. Wall and CPU of exactly
-   the collector's work: decode, merge, encode, SQLite.
+   the collector's work: decode, merge, encode, zstd, SQLite.
 2. `run`: the same program under `heapledger run`, both sharing the machine; wall against the untraced program.
 3. `true`: the start-up cost of `heapledger run`.
 

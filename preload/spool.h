@@ -61,7 +61,8 @@
  * Time. Reading the TSC costs more than all the rest of a slot, so the owner reads it only for the first event of a thread, for
  * one that touches a slot whose number is 7 (mod 8), and where control.coarse is not what it was at its last reading (every
  * time while that is 0: nobody keeps it). Other events repeat the tick of the one before them in their ring. So an event's time
- * is that of one of the seven events before it in its thread, and older by no more than the collector's millisecond.
+ * is that of one of the seven events before it in its thread, and older by no more than the collector's millisecond (four of them
+ * after 16 ms in which no traced process did anything).
  *
  * Ordering. The owner reserves slots with one non-atomic xadd on `head` (a signal handler on the same thread then gets the
  * slots behind), takes the entry sequence number, writes the slot with done = 0 (its w0 last), makes the real call, takes
