@@ -1,11 +1,12 @@
 /*
  * stack.c: which stack is this? Four ways, cheapest first, and each exact:
  *
- *   again    An unwind is a function of (ip, sp, bp) and of the words it reads. Those of the previous walk are kept as
- *            checks, {address, value}, innermost first; if all still match, the stack is the same. In this order each
+ *   memo     An unwind is a function of (ip, sp, bp) and of the words it reads. The memo keeps these as checks,
+ *            {address, value}, innermost first; if all still match, the stack is the one from then. In this order each
  *            address was computed from words that have just been checked, so nothing is read that an unwind would not.
- *   memo     The same for stacks before that. An entry holds the checks of its inner frames only; for the rest it names
- *            the frame of the previous walk that has to be there, whose checks are used.
+ *            The entry of a long stack has the checks of its inner frames only; for the rest it names the frame of the
+ *            previous walk that has to be there, whose checks are used.
+ *   again    The same with the previous walk itself.
  *   rejoin   Walk by cached rules until a frame that the previous walk also had, then run that one's checks from there.
  *   walk     By rules to the end; with all registers if a frame needs more than rsp and rbp (stack_full.c).
  *
@@ -23,6 +24,11 @@
 #include <errno.h>
 #include <stddef.h>
 
+#ifdef HEAPLEDGER_CHECK_STACKS
+enum { FLAT_CHECKS = 6 }; /* so that tests come to both kinds of entries */
+#else
+enum { FLAT_CHECKS = 32 };
+#endif
 enum { PROBE_FRAMES = 2, LOG_UNIT = 8, TRUST_LIMIT = 24 };
 
 struct memo {
@@ -143,7 +149,7 @@ static struct thread *thread_get(void)
 /* ---- the memo ---------------------------------------------------------------------------------------------------------- */
 
 /* The first check that does not hold, or `end`. Four in a round: three loads and one branch each is all it takes. */
-static inline const struct check *checks_end(const struct check *check, const struct check *end)
+static inline __attribute__((always_inline)) const struct check *checks_end(const struct check *check, const struct check *end)
 {
     for (; end - check >= 4; check += 4) {
         if (unlikely(unwind_word(check[0].address) != check[0].value))
@@ -167,7 +173,7 @@ static inline bool at_equal(const struct frame *frame, const struct at *at)
     return frame->at.sp == at->sp && frame->at.ip == at->ip && (!frame->needs_bp || frame->at.bp == at->bp);
 }
 
-static inline bool frame_checks_hold(const struct thread *thread, const struct frame *frame)
+static inline __attribute__((always_inline)) bool frame_checks_hold(const struct thread *thread, const struct frame *frame)
 {
     const struct check *end = thread->checks + stack_check_limit;
     return checks_end(thread->checks + frame->check, end) == end;
@@ -199,7 +205,7 @@ static inline const struct memo *memo_at(const struct thread *thread, uint64_t p
 }
 
 /* Is the stack that of the entry, whose (ip, sp, bp) it has? */
-static inline bool memo_holds(const struct thread *thread, const struct memo *memo)
+static inline __attribute__((always_inline)) bool memo_holds(const struct thread *thread, const struct memo *memo)
 {
     const struct check *end = memo->check + memo->checks;
     if (checks_end(memo->check, end) != end)
@@ -212,7 +218,7 @@ static inline bool memo_holds(const struct thread *thread, const struct memo *me
 }
 
 /* The position of the entry for this stack, 0 if there is none. */
-static inline uint64_t memo_find(struct thread *thread, uint64_t hash, const struct at *at)
+static inline __attribute__((always_inline)) uint64_t memo_find(struct thread *thread, uint64_t hash, const struct at *at)
 {
     const uint64_t *set = thread->index[hash % SETS];
     for (unsigned way = 0; way < WAYS; way++) {
@@ -231,7 +237,7 @@ static inline uint64_t memo_find(struct thread *thread, uint64_t hash, const str
  * three times what a hit saves, and so trust falls three times as fast as it rises; where there is none, one capture in 64
  * tries all the same. *tried: it was.
  */
-static inline uint64_t memo_try(struct thread *thread, uint64_t hash, const struct at *at, bool *tried)
+static inline __attribute__((always_inline)) uint64_t memo_try(struct thread *thread, uint64_t hash, const struct at *at, bool *tried)
 {
     uint8_t *trust = &thread->trust[hash / SETS % TRUSTS];
     *tried = *trust != 0 || thread->counters.captures % 64 == 0;
@@ -267,6 +273,8 @@ static inline bool memo_seen(struct thread *thread, uint64_t hash)
 /* Remembers the previous walk, whose frames from `join` on are older than it; gives the position, 0 if it is too long. */
 static uint64_t memo_add(struct thread *thread, uint32_t join)
 {
+    if (stack_check_limit - thread->frames[thread->first].check <= FLAT_CHECKS)
+        join = stack_depth; /* so few that one loop over all is faster, and a hit more often */
     const struct frame *frame = &thread->frames[thread->first], *rest = &thread->frames[join];
     uint32_t checks = rest->check - frame->check;
     size_t bytes = (sizeof(struct memo) + checks * sizeof(struct check) + LOG_UNIT - 1) / LOG_UNIT * LOG_UNIT;
@@ -448,10 +456,15 @@ static __attribute__((noinline)) uint32_t capture_full(struct thread *thread, co
     return insert(thread->ips[0], count, mark, &thread->counters);
 }
 
-static __attribute__((noinline)) uint32_t capture_walk(struct thread *thread, uint64_t hash, const struct at *at,
+static __attribute__((noinline)) uint32_t capture_walk(struct thread *thread, uint64_t hash, struct at at,
                                                        bool tried)
 {
-    struct walk found = walk(thread, hash, *at);
+    const struct frame *last = &thread->frames[thread->first];
+    if (at_equal(last, &at) && frame_checks_hold(thread, last)) {
+        thread->counters.hits++;
+        return thread->node;
+    }
+    struct walk found = walk(thread, hash, at);
     thread->counters.frames += found.count;
     if (found.position != 0) {
         thread->counters.hits++;
@@ -460,7 +473,7 @@ static __attribute__((noinline)) uint32_t capture_walk(struct thread *thread, ui
         return memo_at(thread, found.position)->node;
     }
     if (unlikely(found.end == STEP_FULL))
-        return capture_full(thread, at);
+        return capture_full(thread, &at);
     thread->counters.lost += found.mark == HL_IP_LOST;
     if (found.join < stack_depth)
         thread->counters.rejoined++;
@@ -513,20 +526,14 @@ uint32_t stack_capture(uintptr_t ip, uintptr_t sp, uintptr_t bp)
 #endif
     thread->counters.captures++;
     struct at at = {sp, ip, bp};
-    const struct frame *last = &thread->frames[thread->first];
+    bool tried;
+    uint64_t hash = memo_hash(ip, sp), position = memo_try(thread, hash, &at, &tried);
     uint32_t node;
-    if (at_equal(last, &at) && frame_checks_hold(thread, last)) {
+    if (likely(position != 0)) {
         thread->counters.hits++;
-        node = thread->node;
+        node = memo_at(thread, position)->node;
     } else {
-        bool tried;
-        uint64_t hash = memo_hash(ip, sp), position = memo_try(thread, hash, &at, &tried);
-        if (likely(position != 0)) {
-            thread->counters.hits++;
-            node = memo_at(thread, position)->node;
-        } else {
-            node = capture_walk(thread, hash, &at, tried);
-        }
+        node = capture_walk(thread, hash, at, tried);
     }
 #ifdef HEAPLEDGER_CHECK_STACKS
     check_stack(node, ip, sp, bp, thread->counters.exhausted != exhausted, &thread->counters);
