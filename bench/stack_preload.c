@@ -47,6 +47,6 @@ static __attribute__((destructor)) void end(void)
     capturing = 0;
     stack_counters(&c);
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    fprintf(stderr, "STACKS cpu_ns=%ld events=%lu captures=%lu hits=%lu rejoined=%lu walked=%lu full=%lu lost=%lu frames=%lu\n",
-            t.tv_sec * 1000000000 + t.tv_nsec, events, c.captures, c.hits, c.rejoined, c.walked, c.full, c.lost, c.frames);
+    fprintf(stderr, "STACKS cpu_ns=%ld events=%lu captures=%lu hits=%lu rejoined=%lu walked=%lu full=%lu lost=%lu frames=%lu added=%lu\n",
+            t.tv_sec * 1000000000 + t.tv_nsec, events, c.captures, c.hits, c.rejoined, c.walked, c.full, c.lost, c.frames, c.added);
 }
