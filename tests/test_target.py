@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from heapledger.errors import TargetError
+from heapledger.tracer import target
+from heapledger.tracer.symbols.elf import Elf
 from heapledger.tracer.target import examine
 
 TRUE = "/usr/bin/true"
@@ -91,6 +95,18 @@ def test_other_architectures_are_refused(tmp_path: Path) -> None:
     path.write_bytes(thirty_two)
     path.chmod(0o755)
     assert "32-bit" in refusal(path).message
+
+
+def test_big_endian_programs_are_refused_by_their_machine(tmp_path: Path) -> None:
+    path = patched(tmp_path, {5: b"\x02", 16: struct.pack(">HH", 2, 22)})
+    assert "S/390" in refusal(path).message
+
+
+def test_libraries_and_loader_are_those_that_readelf_prints() -> None:
+    printed = subprocess.run(["readelf", "-ld", sys.executable], capture_output=True, text=True, check=True).stdout
+    with Elf(Path(sys.executable).resolve()) as elf:
+        assert target._needed(elf) == re.findall(r"\(NEEDED\).*\[(.*)\]", printed)
+        assert [target._segment_interpreter(elf)] == re.findall(r"interpreter: (.*)\]", printed)
 
 
 def test_musl_programs_are_refused(tmp_path: Path) -> None:

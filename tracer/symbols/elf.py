@@ -231,7 +231,7 @@ class Elf:
     def _take(self, headers: list[SectionHeader], names_index: int) -> None:
         """Makes the sections, by number and by name (the first of each)."""
         self.sections: dict[str, Section] = {}
-        self._ordered: list[Section] = []
+        self.ordered: list[Section] = []
         self._code: list[tuple[int, int]] = []
         fd = self._stream.fileno()
         names = b""
@@ -241,7 +241,7 @@ class Elf:
             name = names[header.name : max(names.find(0, header.name), 0)].decode("utf-8", "backslashreplace")
             legacy = name.startswith(".zdebug_")
             mine = Section(fd, header, self.file_size, legacy, self.wide)
-            self._ordered.append(mine)
+            self.ordered.append(mine)
             if mine.flags & SHF_EXECINSTR:
                 self._code.append((mine.address, mine.address + header.size))
             self.sections.setdefault("." + name[2:] if legacy else name, mine)
@@ -254,7 +254,7 @@ class Elf:
 
     def linked(self, section: Section) -> Section | None:
         """The section that sh_link names: a symbol table's strings."""
-        return self._ordered[section.link] if 0 < section.link < len(self._ordered) else None
+        return self.ordered[section.link] if 0 < section.link < len(self.ordered) else None
 
     def build_id(self) -> str | None:
         """The GNU build-id in hex, from the note sections, or from the PT_NOTE segments where there are no sections."""
@@ -264,7 +264,7 @@ class Elf:
             return None
 
     def _build_id(self) -> str | None:
-        for section in self._ordered:
+        for section in self.ordered:
             if section.type == SHT_NOTE and section.size:
                 found = find_build_id(section.read(0, NOTE_LIMIT_BYTES))
                 if found:
@@ -276,6 +276,10 @@ class Elf:
                 if found:
                     return found
         return None
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes of the file itself."""
+        return os.pread(self._stream.fileno(), count, offset)
 
     def segments(self) -> list[Segment]:
         """The program headers, in their order; those before the first that cannot be read."""
