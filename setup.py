@@ -6,6 +6,7 @@
   files are joined into one Cython module, so that calls between them are C calls.
 * `heapledger.store._codec`: the codecs of event and node blocks. A trace can be neither written nor read without it.
 * `heapledger.tracer._drain`: the collector's inner loop, from the program's rings to encoded blocks.
+* `heapledger.tracer._nodes`, `heapledger.tracer._pages`: call stacks and pages on their way into the trace file.
 * `heapledger.analyzer._lifetimes`: blocks from allocation to release, in the analyzer. Where it was not built, Python
   dictionaries do the same, much slower.
 """
@@ -38,7 +39,11 @@ def cython_extensions() -> list[Extension]:
             subprocess.run([os.sys.executable, str(script)], check=True)  # type: ignore[attr-defined]
             source = os.path.relpath(ROOT / folder / "_compiled.py", ROOT)
             extensions.append(Extension(module, [source], extra_compile_args=["-O3", "-Wno-sign-compare"]))
-    for source, module in (("analyzer/_lifetimes.pyx", "heapledger.analyzer._lifetimes"),):
+    for source, module in (
+        ("analyzer/_lifetimes.pyx", "heapledger.analyzer._lifetimes"),
+        ("tracer/_nodes.pyx", "heapledger.tracer._nodes"),
+        ("tracer/_pages.pyx", "heapledger.tracer._pages"),
+    ):
         extensions.append(Extension(module, [source], extra_compile_args=["-O3"]))
     codec = ROOT / "src/heapledger/store"
     extensions.append(
@@ -63,7 +68,7 @@ def drain_extension() -> Extension:
     tracer = ROOT / "tracer"
     return Extension(
         "heapledger.tracer._drain",
-        ["tracer/_drain.pyx", *relative(tracer.glob("*.c"), "_drain.c"), "src/heapledger/store/codec.c"],
+        ["tracer/_drain.pyx", *relative(tracer.glob("[!_]*.c")), "src/heapledger/store/codec.c"],
         depends=[*relative(tracer.glob("*.h")), "src/heapledger/store/codec.h", "preload/spool.h"],
         include_dirs=["tracer"],
         extra_compile_args=["-O3", "-pthread"],

@@ -15,7 +15,7 @@ import pytest
 
 from heapledger.errors import SpoolError
 from heapledger.store.events import COLUMNS, Events, Kind
-from heapledger.tracer import spool
+from heapledger.tracer import rings, spool
 
 PRELOAD = Path(__file__).parents[1] / "preload"
 _libc = ctypes.CDLL(None)
@@ -35,7 +35,7 @@ class Recorded:
 
     folder: Path
     control: spool.Control
-    rings: dict[int, spool.Ring] = field(default_factory=dict)
+    rings: dict[int, rings.Ring] = field(default_factory=dict)
     parts: list[Events] = field(default_factory=list)
     held: int = 0
     maps: str = ""  # of the process while it was held
@@ -74,7 +74,7 @@ class Recorded:
         assert self.get("lost") == 0
 
 
-def _events_of(ring: spool.Ring, decoded: spool.Decoded) -> Events:
+def _events_of(ring: rings.Ring, decoded: rings.Decoded) -> Events:
     columns = {name: getattr(decoded, name) for name in COLUMNS if name not in ("thread", "time")}
     thread = np.full(len(decoded), ring.get("thread"), np.uint32)
     return Events(**columns, thread=thread, time=decoded.tick)
@@ -121,14 +121,14 @@ class Collector:
     def _drain(self, image: Recorded, *, final: bool = False) -> None:
         for index in range(image.get("rings")):
             if index not in image.rings:
-                image.rings[index] = spool.Ring(image.folder / f"ring.{index}")
+                image.rings[index] = rings.Ring(image.folder / f"ring.{index}")
             ring = image.rings[index]
             while (decoded := ring.read(time.monotonic_ns(), final=final)) is not None and len(decoded):
                 image.parts.append(_events_of(ring, decoded))
                 ring.release()
             self._reuse(image, ring)
 
-    def _reuse(self, image: Recorded, ring: spool.Ring) -> None:
+    def _reuse(self, image: Recorded, ring: rings.Ring) -> None:
         """A ring whose owner is dead goes back to the shim."""
         alive = Path(f"/proc/{image.get('pid')}/task/{ring.get('tid')}").exists()
         if ring.get("state") != spool.RING_FREE and not alive and not ring.backlog():

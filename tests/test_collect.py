@@ -14,7 +14,7 @@ from heapledger import _preload
 from heapledger.store.events import Events, Kind
 from heapledger.store.reader import Trace
 from heapledger.store.schema import Process
-from heapledger.tracer import spool
+from heapledger.tracer import rings, spool
 from heapledger.tracer.clock import Clock, pair
 from heapledger.tracer.recover import recover
 
@@ -51,11 +51,11 @@ def image_of(folder: Path) -> Path:
     return control.parent
 
 
-def first_ring(folder: Path) -> spool.Ring:
-    return spool.Ring(image_of(folder) / "ring.0")
+def first_ring(folder: Path) -> rings.Ring:
+    return rings.Ring(image_of(folder) / "ring.0")
 
 
-def slot_of(ring: spool.Ring, size: int) -> int:
+def slot_of(ring: rings.Ring, size: int) -> int:
     """Where the malloc of `size` lies."""
     kinds = ring.slots[:, 0] & np.uint64(63)
     sizes = ring.slots[:, 2] & np.uint64(spool.SIZE_EXT)

@@ -14,7 +14,7 @@ from heapledger.store.blocks import Block
 from heapledger.store.events import COLUMNS, Events, Kind
 from heapledger.store.reader import Trace
 from heapledger.store.writer import TraceWriter
-from heapledger.tracer import spool
+from heapledger.tracer import rings, spool
 from heapledger.tracer._drain import Drain, Token
 
 MASK40 = (1 << 40) - 1
@@ -52,7 +52,7 @@ class Rings:
             )
             (folder / f"ring.{index}").write_bytes(head + bytes(capacity * spool.SLOT_BYTES))
         self.control = spool.Control(folder)
-        self.rings = [spool.Ring(folder / f"ring.{index}") for index in range(len(capacities))]
+        self.rings = [rings.Ring(folder / f"ring.{index}") for index in range(len(capacities))]
 
     def room(self, index: int) -> int:
         ring = self.rings[index]

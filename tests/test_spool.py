@@ -12,7 +12,7 @@ import pytest
 
 from heapledger.errors import SpoolError
 from heapledger.store.events import Kind
-from heapledger.tracer import spool
+from heapledger.tracer import rings, spool
 
 HEADER = Path(__file__).parent.parent / "preload" / "spool.h"
 CAPACITY = 16
@@ -43,7 +43,7 @@ def plain(kind: int, w1: int = 0, w2: int = 0, w3: int = 0, *, lap: int = 0, mor
     return struct.pack("<4Q", 1 << 8 | (1 - (lap & 1)) << 7 | more << 6 | kind, w1, w2, w3)
 
 
-def make_ring(folder: Path, slots: dict[int, bytes], head: int, tail: int = 0, capacity: int = CAPACITY) -> spool.Ring:
+def make_ring(folder: Path, slots: dict[int, bytes], head: int, tail: int = 0, capacity: int = CAPACITY) -> rings.Ring:
     """A ring file with slots at the given positions."""
     page = bytearray(spool.PAGE)
     page[:8] = spool.MAGIC_RING
@@ -56,7 +56,7 @@ def make_ring(folder: Path, slots: dict[int, bytes], head: int, tail: int = 0, c
         body[at : at + spool.SLOT_BYTES] = data
     path = folder / "ring.0"
     path.write_bytes(page + body)
-    return spool.Ring(path)
+    return rings.Ring(path)
 
 
 def time_slot(tick: int = 0x1234567, seq: int = 1, lap: int = 0) -> bytes:
@@ -273,12 +273,15 @@ def test_a_ring_that_claims_an_impossible_size_is_refused(tmp_path: Path, capaci
     page[20:24] = capacity.to_bytes(4, "little")
     path.write_bytes(page)
     with pytest.raises(SpoolError):
-        spool.Ring(path)
+        rings.Ring(path)
+
+
+NODE = np.dtype([("ip", "<u8"), ("parent", "<u4"), ("module", "<u4")])
 
 
 def test_nodes_are_read_over_segments_and_stop_at_a_gap(tmp_path: Path) -> None:
     count = spool.SEGMENT_NODES + 10
-    nodes = np.zeros(2 * spool.SEGMENT_NODES, spool.Nodes._DTYPE)
+    nodes = np.zeros(2 * spool.SEGMENT_NODES, NODE)
     nodes["ip"][1:count] = np.arange(1, count) + 0x400000
     nodes["parent"][1:count] = np.arange(count - 1)
     nodes["ip"][count - 3] = 0

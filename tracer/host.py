@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +34,12 @@ def mem_total_bytes() -> int:
 
 def facts() -> dict[str, Any]:
     """The `host` column of a session."""
+    machine = os.uname()
     overcommit = _text("/proc/sys/vm/overcommit_memory")
     return {
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "hostname": socket.gethostname(),
+        "kernel": machine.release,
+        "machine": machine.machine,
+        "hostname": machine.nodename,
         "cpus_online": os.cpu_count() or 1,
         "page_size": os.sysconf("SC_PAGE_SIZE"),
         "memory_bytes": mem_total_bytes(),

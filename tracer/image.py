@@ -15,15 +15,14 @@ import ctypes
 import os
 import shutil
 import time
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from heapledger.store.blocks import Block
 from heapledger.store.writer import TraceWriter
-from heapledger.tracer import spool
+from heapledger.tracer import _nodes, spool
 from heapledger.tracer._drain import Drain
 from heapledger.tracer.clock import Clock
 from heapledger.tracer.perfmap import MARKS, MODULE, NUMBER, PerfMap
@@ -114,7 +113,7 @@ class Image:
         self.process_id = 0
         self.nodes = spool.Nodes(folder)
         self.log = spool.Log(folder / "log")
-        self.module_ids = np.zeros(1, np.int64)  # by the node's `module` field: 0 is unknown
+        self.module_ids = array("q", (0,))  # by the node's `module` field: 0 is unknown
         self.modules: dict[int, dict[str, Any]] = {}
         self.perf_map = PerfMap(self)
         self.argv: list[str] = []
@@ -347,7 +346,7 @@ class Image:
         rows = [self.modules[number] for number in numbers]
         for number, module_id in self.writer.add_modules(self.process_id, rows).items():
             if number + 1 >= len(self.module_ids):
-                self.module_ids = np.concatenate((self.module_ids, np.zeros(number + 64, np.int64)))
+                self.module_ids.extend(bytes(number + 64))
             self.module_ids[number + 1] = module_id
             self.addresses.add_module(module_id, self.modules[number])
 
@@ -363,13 +362,11 @@ class Image:
 
     def _drain_nodes(self, final: bool) -> None:
         while (batch := self.nodes.read(self.control.get("nodes"), final=final)) is not None:
-            if (outside := batch.address[batch.module == 0]).size and outside.max() > MARKS and self.perf_map.meet():
+            if batch.highest_outside > MARKS and self.perf_map.meet():
                 self.modules[NUMBER] = MODULE
                 self._write_modules([NUMBER])
-            modules = np.minimum(batch.module, len(self.module_ids) - 1)
-            module_ids = self.module_ids[modules]
-            ids = np.arange(batch.first, batch.first + len(batch.address))
-            self.writer.add_nodes(self.process_id, ids, batch.parent, batch.address, module_ids)
+            module_ids = _nodes.look_up(batch.module, self.module_ids)
+            self.writer.add_nodes(self.process_id, batch.node, batch.parent, batch.address, module_ids)
             self.addresses.add(module_ids, batch.address)
 
     # ---- the end

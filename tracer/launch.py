@@ -175,8 +175,7 @@ def run(command: list[str], options: RunOptions) -> Outcome:
 class _Signals:
     """Signals are taken by sigtimedwait, which says who sent them; those that are ignored stay ignored.
 
-    Blocked before anything starts a thread (numpy does, when it is imported): a thread that does not block them would
-    be chosen to receive them.
+    Blocked before anything starts a thread: one that does not block them would be chosen to receive them.
     """
 
     def __init__(self) -> None:
@@ -439,13 +438,7 @@ class _Run:
 
 def _import_collector() -> None:
     """What takes long, before the program starts: it would fill its rings meanwhile, and wait for us at its end."""
-    unset = "OPENBLAS_NUM_THREADS" not in os.environ
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's BLAS, which nothing here uses, starts one for each CPU
-    try:
-        importlib.import_module("heapledger.tracer.collect")
-    finally:
-        if unset:
-            del os.environ["OPENBLAS_NUM_THREADS"]
+    importlib.import_module("heapledger.tracer.collect")
 
 
 def _raise_open_files() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def _note_addresses(path: Path, addresses: Addresses) -> None:
                 row = {name: getattr(module, name) for name in ("path", "build_id", "bias")}
                 addresses.add_module(module.id, row)
             known = np.array([(m, a) for m, _, a in trace.addresses(process.id)], np.uint64).reshape(-1, 2)
-            addresses.add(known[:, 0].astype(np.int64), known[:, 1])
+            addresses.add(*(array("q", column.tobytes()) for column in known.T))
 
 
 def _new(target: Path, session: Session) -> TraceWriter:

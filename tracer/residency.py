@@ -16,34 +16,36 @@ import fcntl
 import os
 import re
 import time
+from array import array
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from heapledger.errors import ProcessGoneError
-from heapledger.store.residency import HUGE, Category, encode_runs
+from heapledger.store.residency import HUGE, Category, pack_runs
+from heapledger.tracer._pages import tile
 from heapledger.tracer.proc import memory_folder
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-U64 = npt.NDArray[np.uint64]
-U8 = npt.NDArray[np.uint8]
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    U64 = npt.NDArray[np.uint64]
+    U8 = npt.NDArray[np.uint8]
+else:
+    from heapledger.late import np
 
 _PAGEMAP_SCAN = 0xC0606610
 _IS_FILE, _IS_PRESENT, _IS_SWAPPED, _IS_PFNZERO, _IS_HUGE = 4, 8, 16, 32, 64
 _WANTED = _IS_FILE | _IS_PRESENT | _IS_SWAPPED | _IS_PFNZERO | _IS_HUGE
 _REGIONS = 8192
-_REGION_DTYPE = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
+_REGION_WORDS = 3  # start, end, categories
 #: Addresses from here up are the kernel's ([vsyscall]).
 _USER_END = (1 << 47) - PAGE
 #: Pages read at once from pagemap (8 MiB of entries).
 _CHUNK_PAGES = 1 << 20
-#: Up to so many runs a VMA is tiled without numpy.
-_FEW = 16
-#: The longest run that 32 bits hold.
-_MAX_RUN = 0xFFFFFFFF
 
 
 _SCAN_WORDS = [
@@ -56,9 +58,6 @@ class _ScanArg(ctypes.Structure):
     """struct pm_scan_arg of linux/fs.h: twelve 64-bit words."""
 
     _fields_ = [(name, ctypes.c_uint64) for name in _SCAN_WORDS]
-
-
-_NO_PAGES, _NO_CATEGORY = np.zeros(0, np.uint32), np.zeros(0, np.uint8)
 
 
 @dataclass(slots=True)
@@ -78,13 +77,15 @@ class Vma:
     private: int = 0
     anonymous: int = 0
     flags: str = ""
-    pages: npt.NDArray[np.uint32] = field(default_factory=lambda: _NO_PAGES)
-    category: U8 = field(default_factory=lambda: _NO_CATEGORY)
+    pages: array[int] = field(default_factory=lambda: array("I"))  # in each run, of 32 bits
+    category: bytes = b""
     resident_bytes: int = 0  # Rss as the page map has it
 
-    def set_runs(self, pages: npt.NDArray[np.uint32], category: U8) -> None:
-        self.pages, self.category = pages, category
-        self.resident_bytes = int(pages[_COUNTED[category]].sum(dtype=np.uint64)) * PAGE
+    def tile(self, regions: array[int] | U64, meaning: bytes) -> None:
+        """Sets the runs from those of the scanned regions (start, end, flags of each) that lie in the VMA. `meaning`:
+        the category of flags up to 127."""
+        tiled = tile(regions, meaning, self.start, self.end, self.swap != 0, PAGE)
+        self.pages, self.category, self.resident_bytes = tiled
 
     def row(self) -> dict[str, Any]:
         """The row of `snapshot_vma`."""
@@ -102,7 +103,7 @@ class Vma:
             "swap_bytes": self.swap,
             "private_bytes": self.private,
             "anonymous_bytes": self.anonymous,
-            "runs": encode_runs(self.pages, self.category) if len(self.pages) else b"",
+            "runs": pack_runs(self.pages.tobytes(), self.category) if self.category else b"",
         }
 
 
@@ -134,9 +135,8 @@ class Reading:
         if len(self.vmas) != len(other.vmas):
             return False
         return all(
-            (a.start, a.end, a.perms, a.rss) == (b.start, b.end, b.perms, b.rss)
-            and np.array_equal(a.pages, b.pages)
-            and np.array_equal(a.category, b.category)
+            (a.start, a.end, a.perms, a.rss, a.category) == (b.start, b.end, b.perms, b.rss, b.category)
+            and a.pages == b.pages
             for a, b in zip(self.vmas, other.vmas, strict=True)
         )
 
@@ -221,112 +221,47 @@ def _parse_any_smaps(text: bytes) -> list[Vma]:
     return vmas
 
 
-#: PAGEMAP_SCAN's page categories (below 128) → ours. An array, as members of an enum are slow to look up.
-_CATEGORY_OF = np.zeros(128, np.uint8)
-for _flags in range(128):
-    if _flags & _IS_PRESENT:
-        _CATEGORY_OF[_flags] = Category.FILE if _flags & _IS_FILE else Category.ANON
-        if _flags & _IS_PFNZERO:
-            _CATEGORY_OF[_flags] = Category.ZERO
-        if _flags & _IS_HUGE:
-            _CATEGORY_OF[_flags] |= HUGE
-    elif _flags & _IS_SWAPPED:
-        _CATEGORY_OF[_flags] = Category.SWAP
-_RESIDENT = (int(Category.ANON), int(Category.FILE))
-_COUNTED = np.isin(np.arange(256) & 0x0F, _RESIDENT)
-_ABSENT, _SWAP = int(Category.ABSENT), int(Category.SWAP)
+def _category_of(flags: int) -> int:
+    if flags & _IS_PRESENT:
+        kind = Category.FILE if flags & _IS_FILE else Category.ANON
+        kind = Category.ZERO if flags & _IS_PFNZERO else kind
+        return kind | HUGE if flags & _IS_HUGE else kind
+    return Category.SWAP if flags & _IS_SWAPPED else Category.ABSENT
 
 
-def scan(fd: int, start: int, end: int) -> npt.NDArray[Any]:
-    """Runs of pages in [start, end) that are present or swapped: (start, end, categories) of PAGEMAP_SCAN."""
-    parts = []
-    buffer = np.zeros(_REGIONS, _REGION_DTYPE)
+#: PAGEMAP_SCAN's page categories (below 128) → ours.
+_MEANING = bytes(_category_of(flags) for flags in range(128))
+#: Where regions have our categories already.
+_AS_IT_IS = bytes(range(128))
+
+
+def scan(fd: int, start: int, end: int) -> array[int]:
+    """Runs of pages in [start, end) that are present or swapped: start, end and PAGEMAP_SCAN's categories of each."""
+    found = array("Q")
+    buffer = array("Q", bytes(8 * _REGION_WORDS * _REGIONS))
     while start < end:
         arg = _ScanArg(
             size=ctypes.sizeof(_ScanArg),
             start=start,
             end=end,
-            vec=buffer.ctypes.data,
+            vec=buffer.buffer_info()[0],
             vec_len=_REGIONS,
             category_anyof_mask=_IS_PRESENT | _IS_SWAPPED,
             return_mask=_WANTED,
         )
         count = fcntl.ioctl(fd, _PAGEMAP_SCAN, arg)
-        parts.append(buffer[:count].copy())
+        found += buffer[: _REGION_WORDS * count]
         # Fewer regions than there was room for: the walk is complete. walk_end does not tell it: the kernel fills `vec`
         # through a buffer of 512 regions and leaves in walk_end where that was last full (seen on 6.18).
         if count < _REGIONS or arg.walk_end <= start:
             break
         start = arg.walk_end
-    return np.concatenate(parts) if parts else np.zeros(0, _REGION_DTYPE)
+    return found
 
 
-def _tile(vma: Vma, starts: U64, ends: U64, category: U8) -> None:
-    """Sets the VMA's runs from those (sorted, within it) that are not absent; the gaps become ABSENT. Merges equals."""
-    if len(starts) <= _FEW:
-        _tile_few(vma, starts.tolist(), ends.tolist(), category.tolist())
-        return
-    bounds = np.empty(2 * len(starts) + 2, np.uint64)
-    bounds[0], bounds[-1] = vma.start, vma.end
-    bounds[1:-1:2] = starts
-    bounds[2:-1:2] = ends
-    lengths = (bounds[1:] - bounds[:-1]) // np.uint64(PAGE)
-    kinds = np.zeros(len(lengths), np.uint8)
-    kinds[1::2] = category
-    keep = lengths > 0
-    lengths, kinds = lengths[keep], kinds[keep]
-    first = np.flatnonzero(np.concatenate(([True], kinds[1:] != kinds[:-1])))
-    lengths, kinds = np.add.reduceat(lengths, first), kinds[first]
-    if int(lengths.max()) > _MAX_RUN:
-        lengths, kinds = _split_long(lengths, kinds)
-    vma.set_runs(lengths.astype(np.uint32), kinds)
-
-
-def _tile_few(vma: Vma, starts: list[int], ends: list[int], category: list[int]) -> None:
-    """The same for a handful of runs, where numpy's calls cost more than the work."""
-    runs: list[tuple[int, int]] = []
-    at = vma.start
-    for start, end, kind in [*zip(starts, ends, category, strict=True), (vma.end, vma.end, _ABSENT)]:
-        for length, what in ((start - at, _ABSENT), (end - start, kind)):
-            if length and runs and runs[-1][1] == what:
-                runs[-1] = (runs[-1][0] + length // PAGE, what)
-            elif length:
-                runs.append((length // PAGE, what))
-        at = end
-    if any(length > _MAX_RUN for length, _ in runs):
-        runs = [(min(_MAX_RUN, n - at), k) for n, k in runs for at in range(0, n, _MAX_RUN)]
-    vma.pages = np.array([length for length, _ in runs], np.uint32)
-    vma.category = np.array([kind for _, kind in runs], np.uint8)
-    vma.resident_bytes = sum(length for length, kind in runs if kind & 0x0F in _RESIDENT) * PAGE
-
-
-def _split_long(lengths: U64, kinds: U8) -> tuple[U64, U8]:
-    """Runs of 16 TiB and more do not fit 32 bits: several runs of the same category."""
-    pieces = [
-        (min(_MAX_RUN, n - at), k) for n, k in zip(lengths.tolist(), kinds, strict=True) for at in range(0, n, _MAX_RUN)
-    ]
-    return np.array([n for n, _ in pieces], np.uint64), np.array([k for _, k in pieces], np.uint8)
-
-
-def _clip(vmas: list[Vma], regions: npt.NDArray[Any]) -> None:
-    """Cuts the scanned regions to the VMAs and tiles each with its own."""
-    starts, ends = np.ascontiguousarray(regions["start"]), np.ascontiguousarray(regions["end"])
-    categories = _CATEGORY_OF[regions["categories"].astype(np.intp) & 127]
-    lows = np.searchsorted(ends, np.array([vma.start for vma in vmas], np.uint64), side="right").tolist()
-    highs = np.searchsorted(starts, np.array([vma.end for vma in vmas], np.uint64), side="left").tolist()
-    for vma, low, high in zip(vmas, lows, highs, strict=True):
-        category = categories[low:high].copy()
-        # Page-table markers (guards, write-protect) look swapped; only what smaps calls swap is swap.
-        if vma.swap == 0:
-            category[category == _SWAP] = _ABSENT
-        first = np.maximum(starts[low:high], np.uint64(vma.start))
-        last = np.minimum(ends[low:high], np.uint64(vma.end))
-        _tile(vma, first, last, category)
-
-
-_PRESENT, _SWAPPED, _SHARED, _EXCLUSIVE = (np.uint64(1 << bit) for bit in (63, 62, 61, 56))
-_PFN = np.uint64((1 << 55) - 1)
-_KPF_ZERO_PAGE = np.uint64(1 << 24)
+_PRESENT, _SWAPPED, _SHARED, _EXCLUSIVE = (1 << bit for bit in (63, 62, 61, 56))
+_PFN = (1 << 55) - 1
+_KPF_ZERO_PAGE = 1 << 24
 
 
 def _zero_frames(frames: U64) -> npt.NDArray[np.bool_] | None:
@@ -340,7 +275,7 @@ def _zero_frames(frames: U64) -> npt.NDArray[np.bool_] | None:
                 flags[at] = int.from_bytes(file.read(8), "little")
     except OSError:
         return None
-    is_zero: npt.NDArray[np.bool_] = (flags & _KPF_ZERO_PAGE) != 0
+    is_zero: npt.NDArray[np.bool_] = (flags & np.uint64(_KPF_ZERO_PAGE)) != 0
     return is_zero[inverse.reshape(-1)]
 
 
@@ -351,12 +286,12 @@ def _mark_zero(vma: Vma, entries: U64, category: U8) -> None:
     excess = int(counted.sum()) - vma.rss // PAGE
     if excess <= 0:
         return
-    maybe = (category == Category.ANON) & ((entries & _EXCLUSIVE) == 0)
+    maybe = (category == Category.ANON) & ((entries & np.uint64(_EXCLUSIVE)) == 0)
     if vma.inode == 0 and "s" not in vma.perms:
         maybe |= category == Category.FILE  # the huge zero page is not anonymous
     candidates = np.flatnonzero(maybe)
     candidates = candidates[np.argsort(category[candidates] != Category.FILE, kind="stable")]
-    frames = entries[candidates] & _PFN
+    frames = entries[candidates] & np.uint64(_PFN)
     if len(frames) and frames.any() and len(candidates) <= 1 << 16:
         told = _zero_frames(frames)
         if told is not None:
@@ -369,8 +304,7 @@ def _fill_by_pagemap(fd: int, vmas: list[Vma]) -> None:
     """Runs of all VMAs from the entries of pagemap. VMAs without Rss and swap are not read (they may be terabytes)."""
     for vma in vmas:
         if vma.end > _USER_END or (vma.rss == 0 and vma.swap == 0):
-            empty = np.zeros(0, np.uint64)
-            _tile(vma, empty, empty, np.zeros(0, np.uint8))
+            vma.tile(array("Q"), _AS_IT_IS)
             continue
         parts = [
             np.frombuffer(os.pread(fd, 8 * min(_CHUNK_PAGES, (vma.end - at) // PAGE), at // PAGE * 8), "<u8")
@@ -378,16 +312,17 @@ def _fill_by_pagemap(fd: int, vmas: list[Vma]) -> None:
         ]
         entries = np.concatenate(parts)
         category = np.zeros(len(entries), np.uint8)
-        present = (entries & _PRESENT) != 0
-        shared = (entries & _SHARED) != 0
+        present = (entries & np.uint64(_PRESENT)) != 0
+        shared = (entries & np.uint64(_SHARED)) != 0
         category[present & ~shared] = Category.ANON
         category[present & shared] = Category.FILE
         if vma.swap:
-            category[~present & ((entries & _SWAPPED) != 0)] = Category.SWAP
+            category[~present & ((entries & np.uint64(_SWAPPED)) != 0)] = Category.SWAP
         _mark_zero(vma, entries, category)
         edges = np.flatnonzero(np.diff(category, prepend=np.uint8(255), append=np.uint8(255)))
         bounds = edges.astype(np.uint64) * np.uint64(PAGE) + np.uint64(vma.start)
-        _tile(vma, bounds[:-1], bounds[1:], category[edges[:-1]])
+        kinds = category[edges[:-1]].astype(np.uint64)
+        vma.tile(np.stack([bounds[:-1], bounds[1:], kinds], axis=1).reshape(-1), _AS_IT_IS)
 
 
 @dataclass(slots=True)
@@ -396,7 +331,7 @@ class Grab:
 
     smaps: bytes
     status: bytes
-    regions: npt.NDArray[Any] | None
+    regions: array[int] | None
     vmas: list[Vma] | None  # where the pages had to be read VMA by VMA
     method: str
     time_ns: int
@@ -406,7 +341,8 @@ class Grab:
         """The VMAs with their pages. ProcessGoneError if there were none."""
         vmas = self.vmas if self.vmas is not None else _some(parse_smaps(self.smaps))
         if self.regions is not None:
-            _clip(vmas, self.regions)
+            for vma in vmas:
+                vma.tile(self.regions, _MEANING)
         tables, threads = _counters(self.status)
         return Reading(vmas, self.method, tables, threads, self.time_ns, self.took_ns)
 
@@ -451,7 +387,7 @@ def read(pid: int, *, method: str | None = None) -> Reading:
     return grab(pid, method=method).reading()
 
 
-def _pages(folder: str, smaps: bytes, method: str | None) -> tuple[npt.NDArray[Any] | None, list[Vma] | None, str]:
+def _pages(folder: str, smaps: bytes, method: str | None) -> tuple[array[int] | None, list[Vma] | None, str]:
     """(scanned regions, or VMAs with their pages, the method's name)."""
     if method == "smaps":
         return None, None, "smaps"

@@ -1,3 +1,5 @@
+from array import array
+
 import numpy as np
 import numpy.typing as npt
 
@@ -31,10 +33,10 @@ class Decoder:
 class NodeEncoder:
     def encode(
         self,
-        node: npt.NDArray[np.int64],
-        parent: npt.NDArray[np.int64],
-        address: npt.NDArray[np.int64],
-        module_id: npt.NDArray[np.int64],
+        node: npt.NDArray[np.int64] | array[int],
+        parent: npt.NDArray[np.int64] | array[int],
+        address: npt.NDArray[np.int64] | array[int],
+        module_id: npt.NDArray[np.int64] | array[int],
     ) -> list[tuple[str, bytes]]: ...
 
 def decode_nodes(

@@ -21,16 +21,25 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heapledger.errors import TraceError
 from heapledger.store import _codec, planes
-from heapledger.store.events import COLUMNS, Events
 
-Int64s = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    from array import array
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from heapledger.store.events import Events
+
+    Int64s = npt.NDArray[np.int64]
+    #: What nodes come in: the one from a trace file, the other from the spool.
+    Numbers = Int64s | array[int]
+else:
+    from heapledger.late import np
+
 Streams = list[tuple[str, bytes]]
 
 #: Events a block; the writer fills blocks up to it and the reader refuses larger ones.
@@ -167,6 +176,8 @@ _codecs = _Codecs()
 
 def encode_events(events: Events) -> Block:
     """Up to BLOCK_EVENTS events as a block."""
+    from heapledger.store.events import COLUMNS
+
     assert len(events) <= BLOCK_EVENTS, "the writer cuts blocks"
     encoder = _codecs.encoder = _codecs.encoder or _codec.Encoder()
     columns = [np.ascontiguousarray(getattr(events, name), dtype) for name, dtype in COLUMNS.items()]
@@ -182,6 +193,8 @@ def decode_events(count: int, crc: int, blob: bytes, wanted: Iterable[str] | Non
 
     TraceError if anything is damaged; what a damaged block can cost is bounded by BLOCK_EVENTS.
     """
+    from heapledger.store.events import COLUMNS, Events
+
     if not 0 <= count <= BLOCK_EVENTS:
         raise TraceError(f"a block claims {count} events")
     if checksum("events", count, blob) != crc:
@@ -199,7 +212,7 @@ def decode_events(count: int, crc: int, blob: bytes, wanted: Iterable[str] | Non
     return Events(**columns)
 
 
-def encode_nodes(node: Int64s, parent: Int64s, address: Int64s, module_id: Int64s) -> Streams:
+def encode_nodes(node: Numbers, parent: Numbers, address: Numbers, module_id: Numbers) -> Streams:
     """Up to BLOCK_NODES nodes, at least one, as streams."""
     encoder = _codecs.nodes = _codecs.nodes or _codec.NodeEncoder()
     return encoder.encode(node, parent, address, module_id)

@@ -11,24 +11,28 @@ a GiB costs nothing (`max_output_size` of the library does not help: it is ignor
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import zstandard
 
 from heapledger.errors import TraceError
 
-U64 = npt.NDArray[np.uint64]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    U64 = npt.NDArray[np.uint64]
+else:
+    from heapledger.late import np
 
 #: zstd-3: level 6 takes twice the time for 2 %.
 LEVEL = 3
-_SIGN_SHIFT = np.int64(63)
 
 
 def zigzag(values: U64) -> U64:
     """Signed values with small magnitudes become small unsigned ones: 0 -1 1 -2 → 0 1 2 3."""
     signed = values.view(np.int64)
-    result: U64 = ((signed << np.int64(1)) ^ (signed >> _SIGN_SHIFT)).view(np.uint64)
+    result: U64 = ((signed << np.int64(1)) ^ (signed >> np.int64(63))).view(np.uint64)
     return result
 
 

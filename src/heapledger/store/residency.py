@@ -14,15 +14,20 @@ from __future__ import annotations
 import struct
 import zlib
 from enum import IntEnum
-
-import numpy as np
-import numpy.typing as npt
+from functools import cache
+from typing import TYPE_CHECKING
 
 from heapledger.errors import TraceError
 from heapledger.store import planes
 
-Pages = npt.NDArray[np.uint32]
-Categories = npt.NDArray[np.uint8]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Pages = npt.NDArray[np.uint32]
+    Categories = npt.NDArray[np.uint8]
+else:
+    from heapledger.late import np
 
 _HEAD = struct.Struct("<BII")
 #: More runs than this are refused: 16 M runs are 80 MiB, and 64 GiB of memory in which every second page differs.
@@ -46,9 +51,14 @@ HUGE = 0x10
 _CATEGORY_MASK = 0x0F
 
 
-#: By a run's byte, without its flags: counts in Rss. An array, as members of an enum are slow to look up.
-_RESIDENT = np.zeros(256, np.bool_)
-_RESIDENT[[int(kind) | flag for kind in (Category.ANON, Category.FILE) for flag in range(0, 256, 16)]] = True
+@cache
+def _resident() -> npt.NDArray[np.bool_]:
+    """By a run's byte: counts in Rss, whatever its flags. An array, as members of an enum are slow to look up."""
+    table = np.zeros(256, np.bool_)
+    table[[int(kind) | flag for kind in (Category.ANON, Category.FILE) for flag in range(0, 256, 16)]] = True
+    return table
+
+
 _LAST_CATEGORY = int(max(Category))
 
 
@@ -59,7 +69,7 @@ def category_of(category: Categories) -> Categories:
 
 def resident(category: Categories) -> npt.NDArray[np.bool_]:
     """Which runs count in Rss: ANON and FILE, huge or not."""
-    mask: npt.NDArray[np.bool_] = _RESIDENT[category]
+    mask: npt.NDArray[np.bool_] = _resident()[category]
     return mask
 
 
@@ -68,8 +78,13 @@ def encode_runs(pages: npt.ArrayLike, category: npt.ArrayLike) -> bytes:
     lengths = np.ascontiguousarray(pages, "<u4")
     kinds = np.ascontiguousarray(category, np.uint8)
     assert lengths.shape == kinds.shape
+    return pack_runs(lengths.tobytes(), kinds.tobytes())
+
+
+def pack_runs(lengths: bytes, kinds: bytes) -> bytes:
+    """The same, of what the arrays hold."""
     assert len(kinds) <= MAX_RUNS
-    raw = lengths.tobytes() + kinds.tobytes()
+    raw = lengths + kinds
     packed = planes.compress(raw) if len(raw) > 64 else raw
     form, payload = (1, packed) if len(packed) < len(raw) else (0, raw)
     return _HEAD.pack(form, len(kinds), zlib.crc32(payload)) + payload

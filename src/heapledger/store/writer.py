@@ -24,21 +24,22 @@ import os
 import sqlite3
 import threading
 import time
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from heapledger import __version__
 from heapledger.errors import HeapledgerError, InputError, SchemaError, UsageError
 from heapledger.store import blocks, files, residency
 from heapledger.store.background import Background, Task
 from heapledger.store.ddl import APPLICATION_ID, SCHEMA_VERSION, TABLES
-from heapledger.store.events import Events
+
+if TYPE_CHECKING:
+    from heapledger.store.events import Events
 
 #: What a column gets that the caller does not name (columns that may be NULL get NULL).
 _DEFAULTS: dict[str, Any] = {"TEXT": "", "INTEGER": 0, "BOOLEAN": 0, "BLOB": b""}
@@ -78,12 +79,15 @@ class _Buffer:
 class _Nodes:
     """Nodes of one process's call stacks on their way into blocks, and the row of the last block if it is not full."""
 
-    parts: list[npt.NDArray[np.int64]] = field(default_factory=list)  # four rows each: see add_nodes
-    count: int = 0
+    columns: list[array[int]] = field(default_factory=lambda: [array("q") for _ in range(4)])  # see add_nodes
     written: int = 0
     open_block: int = 0
     last: int = -(1 << 63)
     packer: blocks.Packer = field(default_factory=blocks.Packer)
+
+    @property
+    def count(self) -> int:
+        return len(self.columns[0])
 
 
 #: A row of the table frame: module_id, offset, depth, function, file, line.
@@ -234,33 +238,28 @@ class TraceWriter:
     def add_nodes(
         self,
         process_id: int,
-        node: npt.ArrayLike,
-        parent: npt.ArrayLike,
-        address: npt.ArrayLike,
-        module_id: npt.ArrayLike,
+        node: Iterable[int],
+        parent: Iterable[int],
+        address: Iterable[int],
+        module_id: Iterable[int],
     ) -> None:
-        """Nodes of the call-stack trie by ascending `node`, one array a column; module_id <= 0: not known.
+        """Nodes of the call-stack trie by ascending `node`, one column each; module_id <= 0: not known. Arrays of
+        64-bit integers are taken as they are, others number by number.
 
         Nodes that are not behind all earlier ones of the process are known already, and left out. What was added
         is in the file with the next block of events that is written, or the next flush.
         """
-        rows = np.stack(
-            [
-                np.asarray(node, np.int64),
-                np.asarray(parent, np.int64),
-                np.asarray(address, np.uint64).view(np.int64),
-                np.maximum(np.asarray(module_id, np.int64), 0),
-            ]
-        )
+        columns = [_column(values) for values in (node, parent, address, module_id)]
         with self._guard():
             nodes = self._nodes.setdefault(process_id, _Nodes())
-            if rows.size and int(rows[0, 0]) <= nodes.last:
-                rows = rows[:, np.searchsorted(rows[0], nodes.last, "right") :]
-            if not rows.size:
+            if columns[0] and columns[0][0] <= nodes.last:
+                known = bisect_right(columns[0], nodes.last)
+                columns = [column[known:] for column in columns]
+            if not columns[0]:
                 return
-            nodes.last = int(rows[0, -1])
-            nodes.parts.append(rows)
-            nodes.count += rows.shape[1]
+            nodes.last = columns[0][-1]
+            for kept, column in zip(nodes.columns, columns, strict=True):
+                kept.extend(column)
             if nodes.count >= blocks.BLOCK_NODES:
                 self._write_nodes(process_id, nodes)
 
@@ -268,20 +267,19 @@ class TraceWriter:
         """Writes what is not in the file, the first block in place of the one that held its beginning."""
         if nodes.count == nodes.written:
             return
-        rows = np.concatenate(nodes.parts, axis=1)
         for low in range(0, nodes.count, blocks.BLOCK_NODES):
-            part = [np.ascontiguousarray(column[low : low + blocks.BLOCK_NODES]) for column in rows]
+            part = [column[low : low + blocks.BLOCK_NODES] for column in nodes.columns]
             count = len(part[0])
             data = nodes.packer.pack(blocks.encode_nodes(*part))
             block_id = nodes.open_block or self._next_node_block
             self._next_node_block = max(self._next_node_block, block_id + 1)
             crc = blocks.checksum("nodes", count, data)
-            row = (block_id, process_id, count, int(part[0][0]), int(part[0][-1]), crc, data)
+            row = (block_id, process_id, count, part[0][0], part[0][-1], crc, data)
             self._run("INSERT OR REPLACE INTO node_block VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             nodes.open_block = block_id if count < blocks.BLOCK_NODES else 0
         rest = nodes.count % blocks.BLOCK_NODES
-        nodes.parts = [rows[:, nodes.count - rest :].copy()] if rest else []
-        nodes.count = nodes.written = rest
+        nodes.columns = [column[len(column) - rest :] for column in nodes.columns]
+        nodes.written = rest
 
     def add_frames(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Resolved symbols: module_id, offset, depth, function, file, line. Known ones are replaced."""
@@ -383,7 +381,7 @@ class TraceWriter:
         if not len(events):
             return
         seq = events.seq
-        if not bool(np.all(seq[1:] > seq[:-1])):
+        if not bool((seq[1:] > seq[:-1]).all()):
             raise HeapledgerError(f"events of process {process_id} came out of order near seq {int(seq[0])}")
         self._expect(process_id, int(seq[0]), int(seq[-1]))
         self._do(partial(self._take_events, process_id, events), len(events))
@@ -420,7 +418,7 @@ class TraceWriter:
             self._write_full_blocks(process_id, buffer)
 
     def _write_full_blocks(self, process_id: int, buffer: _Buffer) -> None:
-        events = Events.concat(buffer.parts)
+        events = _joined(buffer.parts)
         low = 0
         while len(events) - low >= blocks.BLOCK_EVENTS:
             self._write_block(process_id, buffer, events.take(slice(low, low + blocks.BLOCK_EVENTS)))
@@ -438,7 +436,7 @@ class TraceWriter:
         buffer = self._buffers.get(process_id)
         if buffer is not None:
             if buffer.count > buffer.written:
-                self._write_block(process_id, buffer, Events.concat(buffer.parts))
+                self._write_block(process_id, buffer, _joined(buffer.parts))
             buffer.start_anew()
         self._store_block(process_id, block)
         with self._guard():
@@ -496,7 +494,7 @@ class TraceWriter:
         idle = [buffer for buffer in self._buffers.values() if buffer.count == buffer.written]
         for process_id, buffer in self._buffers.items():
             if buffer.count > buffer.written:
-                buffer.parts = [Events.concat(buffer.parts)]
+                buffer.parts = [_joined(buffer.parts)]
                 buffer.open_block = self._write_block(process_id, buffer, buffer.parts[0])
                 buffer.written = buffer.count
         with self._guard():
@@ -618,6 +616,18 @@ class TraceWriter:
                 raise self._failed from error
 
 
+def _column(values: Iterable[int]) -> array[int]:
+    if isinstance(values, array) and values.typecode == "q":
+        return values
+    return array("q", (signed(int(value)) for value in values))
+
+
+def _joined(parts: list[Events]) -> Events:
+    from heapledger.store.events import Events
+
+    return Events.concat(parts)
+
+
 def _names(row: Iterable[str]) -> str:
     return ", ".join(f'"{name}"' for name in row)
 
@@ -629,12 +639,12 @@ def _plain(value: Any) -> Any:
         return value if -(1 << 63) <= value < 1 << 63 else signed(value)
     if value is None or kind is bytes or (kind is str and value.isascii()):
         return value
-    if isinstance(value, bool | np.bool_):
-        return int(value)
-    if isinstance(value, int | np.integer):
+    if isinstance(value, int):
         return signed(int(value))
     if isinstance(value, list | tuple | dict):
         return json.dumps(_readable(value))
+    if (item := getattr(value, "item", None)) is not None:
+        return _plain(item())
     return _readable(value)
 
 
