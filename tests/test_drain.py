@@ -351,6 +351,21 @@ def test_a_dead_process_leaves_nothing_behind(tmp_path: Path) -> None:
     assert (events.seq_exit[0], events.arg[0], events.addr[0]) == (0, 0xAA0, 0)
 
 
+@pytest.mark.parametrize("arguments", [[], [plain(spool.KIND_EXT, 0xAA0, 0x31, 0)]])
+def test_a_call_that_the_end_cut_off_before_it_was_made_is_no_damage(tmp_path: Path, arguments: list[bytes]) -> None:
+    """Its slots are reserved, its number is taken, perhaps its HL_EXT slot is written: its own never was."""
+    rings, drained = one_ring(tmp_path)
+    rings.append(0, frees(1, 2))
+    rings.rings[0].set("head", 4)
+    rings.append(0, arguments)
+    rings.control.set("seq", 6)
+    drained.run(10**12)
+    assert drained.events().seq.tolist() == [1, 3], "while it lives it may still be written"
+    drained.run(final=True)
+    totals = drained.drain.totals()
+    assert (totals["events"], totals["damaged"], totals["unmade"]) == (2, 0, 1)
+
+
 def test_a_ring_holds_several_threads_one_after_another(tmp_path: Path) -> None:
     rings, drained = one_ring(tmp_path)
     rings.append(0, frees(1, 2))

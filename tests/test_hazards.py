@@ -277,6 +277,10 @@ def test_an_end_while_threads_allocate_is_an_end(both: Compare, life: str, what:
     assert ran.plain.returncode == ENDS[what]
     first, *_ = check_order(ran.trace, notes=True)
     assert first.events > 1000
+    assert not [note for note in first.notes if "damaged" in note]
+    if what == "exits_while_threads_allocate":  # it was looked at while it was held, however busy its threads were
+        with Trace(ran.trace) as opened:
+            assert "exit" in {snapshot.reason for snapshot in opened.snapshots(first.id)}
 
 
 # ---- signals

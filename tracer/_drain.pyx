@@ -52,6 +52,7 @@ cdef extern from "drain.h" nogil:
         uint64_t events
         uint64_t returned
         uint64_t damaged
+        uint64_t unmade
         uint64_t last_seq
         uint64_t last_ns
         uint64_t slots

@@ -133,12 +133,30 @@ static bool is_overtaken(const struct ring *r, uint64_t position, uint64_t seq)
     return false;
 }
 
+/* Whether anything was written behind this slot but the HL_EXT slots of its own event (which are written before it). */
 static bool written_behind(const struct ring *r, uint64_t position)
 {
-    for (position++; position < r->head; position++)
-        if (is_written(r, position, load(slot_at(r, position))))
+    for (position++; position < r->head; position++) {
+        uint64_t w0 = load(slot_at(r, position));
+        if (is_written(r, position, w0) && (w0 & 63) != HL_EXT)
             return true;
+    }
     return false;
+}
+
+/*
+ * Goes on behind a slot that was reserved and never written (it holds another lap's event). The last that a thread reserved before
+ * the process died is no damage: that call's number was handed out, and the call not made.
+ */
+static void pass_unwritten(struct drain *d, struct ring *r)
+{
+    if (written_behind(r, r->at.position)) {
+        d->totals.damaged++;
+        r->at.position++;
+    } else {
+        d->totals.unmade++;
+        r->at.position = r->head;
+    }
 }
 
 /* ---- a group that is out of order ---- */
@@ -239,15 +257,14 @@ static enum peek peek(struct drain *d, struct ring *r)
         r->next_seq = r->group.event[r->group.taken].seq;
         return PEEK_READY;
     }
-    for (; r->at.position < r->head; r->at.position++) {
+    while (r->at.position < r->head) {
         const uint64_t *slot = slot_at(r, r->at.position);
         uint64_t w0 = load(slot);
         unsigned kind = w0 & 63;
         if (!is_written(r, r->at.position, w0)) {
             if (!is_patience_over(d, r, false))
                 return stall(d, r, false);
-            /* Reserved and never written: it holds another lap's event. The last thing of a killed thread is no damage. */
-            d->totals.damaged += written_behind(r, r->at.position);
+            pass_unwritten(d, r);
             continue;
         }
         if (kind == HL_TIME) {
@@ -255,10 +272,12 @@ static enum peek peek(struct drain *d, struct ring *r)
             if (slot[2] && slot[2] <= d->limit)
                 r->at.seq = slot[2] - 1; /* the next event may have that very number */
             ring_switch(d, r, (uint32_t)slot[3]);
+            r->at.position++;
             continue;
         }
         if (!slot_is_known(kind)) {
             d->totals.damaged += kind < HL_TIME;
+            r->at.position++;
             continue;
         }
         r->is_open = !(w0 & W0_DONE);
@@ -464,10 +483,14 @@ static uint64_t look_at_rings(struct drain *d)
             continue;
         r->head = load(&r->page->head);
         ring_note_owner(d, r);
+        if (d->final)
+            ring_note_name(d, r);
         bound_head(r);
         d->crowded |= r->head - r->page->tail > r->capacity / 2;
     }
     d->nodes = load32(&d->control->nodes);
+    if (d->final)
+        d->limit = load(&d->control->seq); /* it may run on untraced: what was recorded meanwhile counts */
     for (uint32_t i = 0; i < d->ring_count; i++) {
         struct ring *r = d->ring[i];
         if (!r || (r->head == r->at.position && !r->group.count))

@@ -57,6 +57,7 @@ struct drain_block {
 struct drain_totals {
     uint64_t events, returned; /* returned: those with an exit number */
     uint64_t damaged;          /* slots and events that cannot be */
+    uint64_t unmade;           /* calls that have a number, and were cut off by the end before they were written down or made */
     uint64_t last_seq, last_ns;
     uint64_t slots;            /* read */
     uint64_t spilled_bytes;    /* ever */

@@ -246,8 +246,7 @@ void ring_note_owner(struct drain *d, struct ring *r)
     owner_tell(d, o);
 }
 
-/* Its last owner has a name of its own by now. */
-static void ring_note_name(struct drain *d, struct ring *r)
+void ring_note_name(struct drain *d, struct ring *r)
 {
     struct owner *o = r->coming ? r->coming : r->owner;
     while (o && o->next)

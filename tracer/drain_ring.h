@@ -135,6 +135,8 @@ void find_rings(struct drain *);
 
 /* A thread has taken the ring since the last look: what its header says, before the next one takes it. */
 void ring_note_owner(struct drain *, struct ring *);
+/* The ring's last owner may have a name of its own by now: to be called when it is over. */
+void ring_note_name(struct drain *, struct ring *);
 
 /* The slots from here on are this thread's. */
 void ring_switch(struct drain *, struct ring *, uint32_t number);

@@ -53,6 +53,7 @@ class _ThreadState:
 
     tid: int
     name: str
+    told: str  # what its ring said last
     wait_ns: int
     due_ns: int
 
@@ -191,7 +192,11 @@ class Image:
 
     def drain(self, now_ns: int, *, final: bool = False) -> int:
         """Moves what is new from the spool to the writer. Returns the number of slots taken. `final`: the process is
-        dead, so nothing is waited for."""
+        dead, so nothing is waited for.
+
+        Full blocks are taken up to what was there at the beginning and no farther: threads that fill their rings as
+        fast as we empty them would keep us for ever, from other processes and from a program that waits at its end.
+        """
         drain = self._drain
         if drain is None:
             return 0
@@ -208,8 +213,10 @@ class Image:
             drain.reap(self.pid)
         while (final or not self.backlog.is_full()) and drain.run(now_ns, final):
             self._drain_nodes(final)
-            self._write_block()
+            last_seq = self._write_block()
             self._make_room(drain, final)
+            if last_seq >= seq and not final:
+                break
         self._drain_nodes(final)
         self._write_threads(drain.threads(), now_ns)
         for number, reason in drain.bad_rings():
@@ -236,7 +243,8 @@ class Image:
             return True
         return drain.used > CROWDED and drain.pending >= CROWDED_EVENTS and not self.backlog.is_full()
 
-    def _write_block(self) -> None:
+    def _write_block(self) -> int:
+        """Returns the number of its last event."""
         assert self._drain is not None
         self._pending_since_ns = 0
         count, first_seq, last_seq, first_ns, last_ns, streams, token = self._drain.finish()
@@ -248,6 +256,7 @@ class Image:
 
         self.backlog.handed += block.count
         self.writer.append_block(self.process_id, block, then=committed)
+        return last_seq
 
     # ---- threads
 
@@ -256,13 +265,15 @@ class Image:
             number, state = row["number"], self._threads.get(row["number"])
             if "tid" in row and "end_ns" not in row and state is None and not self.foreign:
                 due = now_ns + NAME_FIRST_NS
-                self._threads[number] = _ThreadState(row["tid"], row.get("name", ""), NAME_FIRST_NS, due)
+                name = row.get("name", "")
+                self._threads[number] = _ThreadState(row["tid"], name, name, NAME_FIRST_NS, due)
                 self._names_due_ns = min(self._names_due_ns or due, due)
-            elif state is not None and "end_ns" in row:
-                del self._threads[number]
-                row.setdefault("name", state.name)
             elif state is not None:
+                if row.get("name", state.told) != state.told:  # newer than what /proc said
+                    state.told = state.name = row["name"]
                 row["name"] = state.name
+                if "end_ns" in row:
+                    del self._threads[number]
         if self._names_due_ns and now_ns >= self._names_due_ns:
             rows = rows + self._look_at_names(now_ns)
         if rows:
@@ -398,6 +409,9 @@ class Image:
     def events(self) -> int:
         return self.totals()[0]
 
+    def _unmade(self) -> int:
+        return self._drain.totals()["unmade"] if self._drain is not None else 0
+
     def spilled_bytes(self) -> int:
         """Ever copied to files beside the trace."""
         return self._drain.totals()["spilled_bytes"] if self._drain is not None else 0
@@ -405,8 +419,9 @@ class Image:
     def lost(self) -> int:
         """Events known to be missing, after the last drain."""
         handed_out = max(0, self.control.get("seq") - 1)
-        # A call that never returned had no exit number, or one that nobody wrote down. What was damaged is missing.
-        missing = max(0, handed_out - 2 * self.events)
+        # A call that never returned had no exit number, or one that nobody wrote down. One that the end cut off as it
+        # began was not made: its number stands for nothing. What was damaged is missing.
+        missing = max(0, handed_out - 2 * self.events - self._unmade())
         return self.control.get("lost") + (missing + 1) // 2
 
     def finish(self, **fields: Any) -> None:
@@ -426,6 +441,8 @@ class Image:
             self.notes.append(f"{damaged} slots were damaged")
         if events > returned:
             self.notes.append(f"{events - returned} calls were not seen to return")
+        if unmade := self._unmade():
+            self.notes.append(f"{unmade} calls were cut off by the end before they were made")
         if unlogged := get("unlogged"):
             self.notes.append(f"lines of the shim's log that could not be written: {unlogged}")
         if unseen := get("unseen"):
