@@ -29,7 +29,7 @@ enum { FLAT_CHECKS = 6 }; /* so that tests come to both kinds of entries */
 #else
 enum { FLAT_CHECKS = 32 };
 #endif
-enum { PROBE_FRAMES = 2, LOG_UNIT = 8, TRUST_LIMIT = 24 };
+enum { PROBE_FRAMES = 2, CHECK_ROUND = 8, LOG_UNIT = 8, TRUST_LIMIT = 24 };
 
 struct memo {
     struct at at;
@@ -48,6 +48,7 @@ static __thread bool making;              /* the thread's state is being made */
 static struct thread *all_threads;
 uint32_t stack_depth, stack_check_limit;
 static uint64_t era_now = 1;
+static const uint64_t always_zero = 0;
 
 /* ---- a thread's state ------------------------------------------------------------------------------------------------ */
 
@@ -67,7 +68,7 @@ static size_t thread_lay_out(struct thread *thread, uint8_t *memory)
         thread = &unused;
     thread->frames = carve(&at, (stack_depth + 1) * sizeof(struct frame));
     thread->fresh = carve(&at, (stack_depth + 1) * sizeof(struct fresh));
-    thread->checks = carve(&at, stack_check_limit * sizeof(struct check));
+    thread->checks = carve(&at, (stack_check_limit + CHECK_ROUND) * sizeof(struct check));
     for (unsigned i = 0; i < NESTING; i++)
         thread->ips[i] = carve(&at, stack_depth * sizeof(uint64_t));
     thread->log = carve(&at, LOG_BYTES);
@@ -114,6 +115,8 @@ static struct thread *thread_new(int me)
     thread->frames[stack_depth].at.sp = ~0ull;
     thread->frames[stack_depth].check = stack_check_limit;
     thread->frames[stack_depth].state = STATE_EMPTY;
+    for (unsigned i = 0; i < CHECK_ROUND; i++)
+        thread->checks[stack_check_limit + i].address = (uint64_t)&always_zero;
     thread->owner = me;
     thread->next = __atomic_load_n(&all_threads, __ATOMIC_ACQUIRE);
     while (!__atomic_compare_exchange_n(&all_threads, &thread->next, thread, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
@@ -173,10 +176,19 @@ static inline bool at_equal(const struct frame *frame, const struct at *at)
     return frame->at.sp == at->sp && frame->at.ip == at->ip && (!frame->needs_bp || frame->at.bp == at->bp);
 }
 
+/*
+ * Rounds of eight: how many remain changes from one stack to the next, and a branch that cannot be foreseen costs as much as
+ * eight checks. Behind the last check there are some that always hold.
+ */
 static inline __attribute__((always_inline)) bool frame_checks_hold(const struct thread *thread, const struct frame *frame)
 {
     const struct check *end = thread->checks + stack_check_limit;
-    return checks_end(thread->checks + frame->check, end) == end;
+    for (const struct check *check = thread->checks + frame->check; check < end; check += CHECK_ROUND)
+#pragma GCC unroll 8
+        for (unsigned i = 0; i < CHECK_ROUND; i++)
+            if (unlikely(unwind_word(check[i].address) != check[i].value))
+                return false;
+    return true;
 }
 
 /*
@@ -456,6 +468,51 @@ static __attribute__((noinline)) uint32_t capture_full(struct thread *thread, co
     return insert(thread->ips[0], count, mark, &thread->counters);
 }
 
+/*
+ * The most frequent miss: another call of the same function, so that only the innermost frame is new. What walk, settle and
+ * the table would say, at once. 0: it is something else.
+ */
+static inline __attribute__((always_inline)) uint32_t capture_sibling(struct thread *thread, uint64_t hash, struct at at,
+                                                                      bool tried)
+{
+    struct frame *first = &thread->frames[thread->first];
+    const struct frame *caller = first + 1;
+    if (first->at.sp != at.sp)
+        return 0;
+    uint64_t rule = unwind_rule(at.ip), bp_slot = UNWIND_RULE_BP(rule), pc, bp = at.bp;
+    if (unlikely(UNWIND_RULE_KIND(rule) != UNWIND_SP))
+        return 0;
+    uint64_t cfa = at.sp + (uint64_t)UNWIND_RULE_OFFSET(rule);
+    if (unlikely(caller->at.sp != cfa || cfa <= at.sp))
+        return 0;
+    struct stack_state state = state_push(caller->state, at.ip);
+    if (unlikely(!unwind_read(&thread->memory, cfa - 8, &pc)) || unlikely(pc != caller->at.ip))
+        return 0;
+    if (bp_slot != 0 && unlikely(!unwind_read(&thread->memory, cfa - 8 * bp_slot, &bp)))
+        return 0;
+    if (unlikely(caller->needs_bp && caller->at.bp != bp) || unlikely(!frame_checks_hold(thread, caller)))
+        return 0;
+    uint32_t node = table_find(caller->state, state, thread->epoch);
+    if (unlikely(node == 0))
+        return 0;
+    uint32_t check = check_add(thread->checks, caller->check, cfa - 8, pc);
+    if (bp_slot != 0 && caller->needs_bp)
+        check = check_add(thread->checks, check, cfa - 8 * bp_slot, bp);
+    first->at = at;
+    first->state = state;
+    first->check = check;
+    first->needs_bp = bp_slot == 0 && caller->needs_bp;
+    thread->node = node;
+    thread->counters.frames++;
+    thread->counters.rejoined++;
+    if (unlikely(tried) && memo_seen(thread, hash ^ state.lane[0])) {
+        uint64_t position = memo_add(thread, thread->first + 1);
+        if (position != 0)
+            memo_index(thread, hash, position);
+    }
+    return node;
+}
+
 static __attribute__((noinline)) uint32_t capture_walk(struct thread *thread, uint64_t hash, struct at at,
                                                        bool tried)
 {
@@ -464,6 +521,9 @@ static __attribute__((noinline)) uint32_t capture_walk(struct thread *thread, ui
         thread->counters.hits++;
         return thread->node;
     }
+    uint32_t sibling = capture_sibling(thread, hash, at, tried);
+    if (sibling != 0)
+        return sibling;
     struct walk found = walk(thread, hash, at);
     thread->counters.frames += found.count;
     if (found.position != 0) {

@@ -49,7 +49,7 @@ struct thread {
     bool cut;                             /* the previous walk was cut at the depth limit */
     struct frame *frames;                 /* depth + 1 */
     struct fresh *fresh;                  /* depth + 1 */
-    struct check *checks;                 /* check_limit */
+    struct check *checks;                 /* check_limit, and some more that always hold */
     uint8_t *log;
     uint64_t log_head;                    /* bytes ever written */
     struct unwind_memory memory;

@@ -28,8 +28,7 @@ static void level_empty(const struct table *table)
         host_call3(SYS_madvise, table->buckets, bytes, MADV_DONTNEED_NUMBER);
 }
 
-/* Each look-up in a large table is in another page: where the kernel has huge ones, they save most of the time. */
-static void *level_map(size_t bytes)
+void *table_map(size_t bytes)
 {
     if (bytes < HUGE_PAGE)
         return host_map_private(bytes);
@@ -49,7 +48,7 @@ static bool level_make(unsigned level)
     struct table_bucket *made, *missing = NULL;
     if (__atomic_load_n(&table->buckets, __ATOMIC_ACQUIRE) != NULL)
         return true;
-    made = level_map(buckets * sizeof *made);
+    made = table_map(buckets * sizeof *made);
     if (made == NULL)
         return false;
     __atomic_store_n(&table->mask, buckets - 1, __ATOMIC_RELEASE); /* the same from each thread that comes here */

@@ -53,16 +53,19 @@ static inline struct table_bucket *table_bucket(const struct table *table, struc
     return &table->buckets[state.lane[1] & table->mask];
 }
 
+/* Without branches: which of the four it is cannot be foreseen. */
 static inline uint32_t table_find_at(const struct table_bucket *bucket, struct stack_state state, uint32_t epoch)
 {
     uint64_t wanted = state.lane[0] ^ table_epoch(epoch);
+    uint32_t node = 0;
+#pragma GCC unroll 4
     for (unsigned i = 0; i < 4; i++) {
         uint64_t word1 = __atomic_load_n(&bucket->entry[i].word[1], __ATOMIC_RELAXED);
         uint64_t word0 = __atomic_load_n(&bucket->entry[i].word[0], __ATOMIC_RELAXED);
-        if ((word0 ^ word1) == wanted && ((word1 ^ state.lane[1]) >> 32) == 0)
-            return (uint32_t)word1;
+        uint64_t differs = (word0 ^ word1 ^ wanted) | (word1 ^ state.lane[1]) >> 32;
+        __asm__("test %1, %1\n\tcmovz %2, %0" : "+r"(node) : "r"(differs), "r"((uint32_t)word1) : "cc");
     }
-    return 0;
+    return node;
 }
 
 /* The rest of table_find: the other buckets, and where the stack was before the table grew. */
@@ -83,6 +86,12 @@ static inline void table_prefetch(struct stack_state callers)
 }
 
 void table_add(struct stack_state callers, struct stack_state state, uint32_t epoch, uint32_t node);
+
+/*
+ * Zeroed memory for a hash table. Each look-up in a large one is in another page: where the kernel has huge ones, they save most
+ * of the time. NULL: there is none.
+ */
+void *table_map(size_t bytes);
 
 /* False: no memory (each look-up then finds nothing). */
 bool table_init(void);

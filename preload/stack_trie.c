@@ -18,6 +18,7 @@
  */
 #include "host.h"
 #include "stack.h"
+#include "stack_table.h"
 #include "unwind.h"
 
 #include <stddef.h>
@@ -39,12 +40,12 @@ static struct bucket *table_get(unsigned table)
     if (likely(got != NULL))
         return got;
     size_t bytes = table_buckets(table) * sizeof *made;
-    made = host_map_private(bytes);
+    made = table_map(bytes);
     if (made == NULL)
         return NULL;
     if (__atomic_compare_exchange_n(&tables[table], &none, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
         return made;
-    host_unmap(made, bytes);
+    host_unmap(made, bytes); /* but for what the alignment took */
     return none;
 }
 
