@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heapledger.store.events import Events, Kind
+from heapledger.store.events import Kind
 from heapledger.store.reader import Trace
 from heapledger.tracer.recover import recover
 from heapledger.tracer.spill import folder_of
@@ -39,13 +39,13 @@ def kill_and_count(folder: Path, program: Path, victim: str, rng: random.Random)
     assert collector.stdout is not None
     spool, pid = collector.stdout.readline().split()
     try:
-        time.sleep(rng.uniform(0.02, 0.5))
+        time.sleep(rng.uniform(0.01, 0.3))
         if victim == "collector first":
             collector.kill()
             time.sleep(rng.uniform(0, 0.05))
         if victim == "collector":
             collector.kill()
-            time.sleep(rng.uniform(0.2, 0.6))
+            time.sleep(rng.uniform(0.1, 0.3))
         os.kill(int(pid), signal.SIGKILL)
         if victim == "both":
             collector.kill()
@@ -66,14 +66,20 @@ def kill_and_count(folder: Path, program: Path, victim: str, rng: random.Random)
 
 
 def calls_in(path: Path, threads: int) -> list[int]:
+    calls, events, before = [0] * threads, 0, 0
     with Trace(path) as trace:
         process = trace.process()
-        events = Events.concat(list(trace.events(process.id)))
-        assert np.all(events.seq[1:] > events.seq[:-1])
-        assert len(events) == process.events
+        for block in trace.events(process.id):
+            assert block.seq[0] > before
+            assert np.all(block.seq[1:] > block.seq[:-1])
+            before = block.seq[-1]
+            events += len(block)
+            sizes = block.size[block.kind == Kind.MALLOC]
+            for thread in range(threads):
+                calls[thread] += int(np.count_nonzero(sizes == 700 + thread))
+        assert events == process.events
         assert process.lost == 0
-        mallocs = events.take(events.kind == Kind.MALLOC)
-        return [int(np.count_nonzero(mallocs.size == 700 + t)) for t in range(threads)]
+    return calls
 
 
 def check(folder: Path, program: Path, victim: str, seed: int) -> None:
