@@ -113,7 +113,23 @@ def _wait(process: subprocess.Popen[bytes], until: float) -> tuple[int, Any]:
             process.returncode = os.waitstatus_to_exitcode(status)
             return process.returncode, usage
         time.sleep(0.005)
-    raise HungError(f"{process.args!r} was still running")
+    raise HungError(f"{process.args!r} was still running:\n{_what_hangs(process.pid)}")
+
+
+def _what_hangs(session: int) -> str:
+    """A line for each thread of the session's processes: what it waits for, and whether heapledger is in it."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            if os.getsid(int(path.name)) != session:
+                continue
+            argv = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:120]
+            traced = "traced" if "/libheapledger" in (path / "maps").read_text(errors="replace") else "plain"
+            for task in sorted((path / "task").iterdir()):
+                wait = (task / "wchan").read_text()
+                state = (task / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+                lines.append(f"{path.name}/{task.name} {traced} {state} {wait} {argv}")
+    return "\n".join(lines)
 
 
 def _printed(ended: Ended, folder: Path) -> Outcome:
