@@ -1,7 +1,7 @@
 """Native parts only; everything else is in pyproject.toml.
 
 * `heapledger/_preload/libheapledger.so`: the shim, a plain shared library without Python in it, found at run time
-  through `importlib.resources`.
+  beside `heapledger/_preload/__init__.py`.
 * `heapledger.analyzer.glibc._compiled`: the malloc model, the same source that also runs interpreted: the mechanism
   files are joined into one Cython module, so that calls between them are C calls.
 * `heapledger.store._codec`: the codecs of event and node blocks. A trace can be neither written nor read without it.

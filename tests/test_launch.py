@@ -118,6 +118,14 @@ def test_a_trace_is_made_with_the_spool_on_disk(tmp_path: Path) -> None:
         assert opened.process().events > 10
 
 
+def test_a_run_imports_neither_numpy_nor_what_only_other_commands_use(tmp_path: Path) -> None:
+    argv = [sys.executable, "-X", "importtime", "-m", "heapledger", "run", "-o", str(tmp_path / "t.heapledger"), "true"]
+    told = subprocess.run(argv, capture_output=True, text=True, check=True).stderr
+    imported = {line.rpartition("|")[2].strip() for line in told.splitlines() if "|" in line}
+    assert {"heapledger", "sqlite3"} <= imported
+    assert not imported & {"numpy", "elftools", "sqlalchemy", "flask", "rich", "apsw", "plotly", "importlib.resources"}
+
+
 def test_default_names_are_safe() -> None:
     assert launch.default_output("/usr/bin/a b\n", 7) == Path("heapledger.a_b_.7.heapledger")
 

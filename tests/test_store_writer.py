@@ -465,6 +465,15 @@ def test_a_copy_of_a_snapshot_differs_only_in_what_is_asked(tmp_path: Path) -> N
         assert len(rows[0]) == 5
 
 
+@pytest.mark.parametrize("name", ["a?mode=ro#b%41&", "é ü.heapledger", "caf\udce9"])
+def test_a_trace_may_have_any_name_that_a_file_can_have(tmp_path: Path, name: str) -> None:
+    with new(tmp_path / name) as writer:
+        writer.add_process(pid=1)
+    assert os.listdir(tmp_path) == [name]
+    with Trace(tmp_path / name) as trace:
+        assert [process.pid for process in trace.processes()] == [1]
+
+
 # ---- encoded blocks, and nodes
 
 

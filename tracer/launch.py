@@ -8,6 +8,7 @@ our process group; those sent to us by another process are passed on. We stay un
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -439,6 +440,7 @@ class _Run:
 def _import_collector() -> None:
     """What takes long, before the program starts: it would fill its rings meanwhile, and wait for us at its end."""
     importlib.import_module("heapledger.tracer.collect")
+    gc.freeze()  # what is there now stays: collections need not look at it
 
 
 def _raise_open_files() -> None:

@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from urllib.parse import quote
 
 from heapledger.errors import InputError, SchemaError, TraceError
 from heapledger.store.ddl import APPLICATION_ID, SCHEMA_VERSION, TABLES
@@ -26,6 +25,8 @@ from heapledger.store.ddl import APPLICATION_ID, SCHEMA_VERSION, TABLES
 MAX_VALUE_BYTES = 16 << 20
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
+#: Bytes of a name that stand for themselves in an SQLite URI.
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-")
 
 
 def path_of(path: str | os.PathLike[str]) -> Path:
@@ -75,7 +76,8 @@ def version_of(path: Path) -> int:
 
 def uri_of(path: Path, mode: str) -> str:
     """An SQLite URI; `?` and `#` in file names are legal, so everything is quoted."""
-    return f"file:{quote(str(path.absolute()))}?mode={mode}"
+    name = "".join(chr(b) if b in _PLAIN else f"%{b:02x}" for b in os.fsencode(path.absolute()))
+    return f"file:{name}?mode={mode}"
 
 
 def configure(connection: sqlite3.Connection) -> None:
