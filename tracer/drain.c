@@ -6,6 +6,8 @@
 
 /* Events of a group that is sorted. */
 enum { GROUP_MAX = 1 << 16 };
+/* Slots that are asked for before they are read: the processor's own guesses end at each page. */
+enum { AHEAD = 64 };
 #define PATIENCE_NS 100000000ull        /* for a call in progress that has slots behind it */
 #define PATIENCE_CROWDED_NS 20000000ull /* for any call in progress, where a ring is half full meanwhile */
 
@@ -344,7 +346,29 @@ static void run_one(struct drain *d, struct ring *r)
     take_event(d, r, &e);
 }
 
-/* Plain events below `bound`, as long as there are; most events of most programs. */
+/* What run_plain found: kept apart so that it lies in registers meanwhile. */
+struct found { uint64_t first_ns, last_ns, returned; };
+
+/* Events from `first` up to batch_count were taken. */
+static void note_found(struct drain *d, size_t first, const struct found *f)
+{
+    size_t count = d->batch_count - first;
+    if (!count)
+        return;
+    if (d->first_seq == 0) {
+        d->first_seq = d->batch[first].seq;
+        d->first_ns = f->first_ns;
+        d->block_ns = f->last_ns;
+    }
+    d->first_ns = f->first_ns < d->first_ns ? f->first_ns : d->first_ns;
+    d->block_ns = f->last_ns > d->block_ns ? f->last_ns : d->block_ns;
+    d->totals.last_ns = f->last_ns > d->totals.last_ns ? f->last_ns : d->totals.last_ns;
+    d->totals.last_seq = d->batch[d->batch_count - 1].seq;
+    d->totals.events += count;
+    d->totals.returned += f->returned;
+}
+
+/* Plain events below `bound`, as long as there are and the batch has room; most events of most programs. */
 static void run_plain(struct drain *d, struct ring *r, uint64_t bound)
 {
     uint64_t mask = r->capacity - 1, head = r->head;
@@ -357,25 +381,27 @@ static void run_plain(struct drain *d, struct ring *r, uint64_t bound)
         slots = s->slots - s->first * SLOT_WORDS;
         head = s->end < head ? s->end : head;
     }
-    const uint32_t thread = r->owner ? r->owner->row.number : 0;
+    const uint32_t thread = r->owner ? r->owner->row.number : 0, nodes = d->nodes;
+    const uint64_t limit = d->limit, written = d->written;
+    const size_t first = d->batch_count;
+    struct codec_event *e = &d->batch[first], *end = &d->batch[d->batch_room];
+    struct found f = {UINT64_MAX, 0, 0};
     struct cursor at = r->at;
-    uint64_t w0 = 0, w3 = 0;
-    bool loaded = false;
-    while (at.position < head && make_room(d)) {
+    uint64_t last_seq = d->totals.last_seq, known_tick = 0, ns = 0, w0 = 0, w3 = 0;
+    bool is_known = false; /* `ns` is the time of known_tick, and in `f` */
+    if (at.position < head) {
         const uint64_t *slot = slots + (at.position & mask) * SLOT_WORDS;
-        if (!loaded) {
-            w0 = load(slot);
-            w3 = slot[3];
-        }
+        w0 = load(slot);
+        w3 = slot[3];
+    }
+    while (at.position < head && e < end) {
+        const uint64_t *slot = slots + (at.position & mask) * SLOT_WORDS;
         if (unlikely((w0 & (W0_LAP | W0_DONE)) != (slot_lap(at.position, capacity) | W0_DONE)))
             break;
-        unsigned kind = w0 & 63;
         uint64_t w1 = slot[1], w2 = slot[2], seq = slot_seq(w3, at.seq), next = at.position + 1;
-        if (unlikely(!slot_is_known(kind) || kind >= HL_THREAD_START || slot_is_late(w0, w1)))
+        if (unlikely(!slot_is_plain(w0, w1)) || seq >= bound)
             break; /* threads' ends and the like: run_one */
-        if (seq >= bound)
-            break;
-        struct codec_event *e = &d->batch[d->batch_count];
+        __builtin_prefetch(slots + ((at.position + AHEAD) & mask) * SLOT_WORDS);
         slot_decode(e, w0, w1, w2, seq);
         if (w0 & W0_MORE && next < head) {
             const uint64_t *ext = slots + (next & mask) * SLOT_WORDS;
@@ -392,8 +418,7 @@ static void run_plain(struct drain *d, struct ring *r, uint64_t bound)
             }
         }
         uint64_t tick = slot_tick(w3, at.tick);
-        loaded = next < head;
-        if (loaded) {
+        if (likely(next < head)) {
             slot = slots + (next & mask) * SLOT_WORDS;
             w0 = load(slot);
             w3 = slot[3];
@@ -405,14 +430,29 @@ static void run_plain(struct drain *d, struct ring *r, uint64_t bound)
         at.position = next;
         at.seq = seq;
         at.tick = tick;
-        if (unlikely(!is_possible(d, seq)))
+        if (unlikely(seq <= last_seq || seq >= limit)) { /* as is_possible has it */
+            d->totals.damaged += seq > written;
             continue;
+        }
+        last_seq = seq;
+        if (tick != known_tick || !is_known) {
+            is_known = true;
+            known_tick = tick;
+            ns = time_of(d, tick);
+            f.first_ns = ns < f.first_ns ? ns : f.first_ns;
+            f.last_ns = ns > f.last_ns ? ns : f.last_ns;
+        }
+        if (unlikely(e->stack >= nodes)) {
+            d->totals.damaged += e->stack != 0;
+            e->stack = 0;
+        }
+        f.returned += e->seq_exit != 0;
         e->thread = thread;
-        e->time = time_of(d, tick);
-        batch_take(d, e);
+        e->time = ns;
+        e++;
     }
-    if (at.position != r->at.position && d->clock_ns > d->totals.last_ns)
-        d->totals.last_ns = d->clock_ns;
+    d->batch_count = (size_t)(e - d->batch);
+    note_found(d, first, &f);
     r->at = at;
 }
 
@@ -423,8 +463,11 @@ static void run_ring(struct drain *d, struct ring *r, uint64_t bound)
         return;
     }
     uint64_t before = r->at.position;
-    if (likely(!r->is_open && r->owner && r->owner->row.started))
-        run_plain(d, r, bound);
+    if (likely(!r->is_open && r->owner && r->owner->row.started)) {
+        do
+            run_plain(d, r, bound);
+        while (!has_room(d) && make_room(d));
+    }
     if (r->at.position == before && make_room(d))
         run_one(d, r);
 }

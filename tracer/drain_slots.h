@@ -44,6 +44,12 @@ static inline bool slot_is_late(uint64_t w0, uint64_t w1)
     return w1 >> 48 == HL_EXCESS_LATE && w1 << 16 && slot_has_word(w0 & 63);
 }
 
+/* Whether this is an event that says nothing of threads or of the process, and has no HL_LATE slot. */
+static inline bool slot_is_plain(uint64_t w0, uint64_t w1)
+{
+    return (KNOWN & (BIT(HL_THREAD_START) - 1)) >> (w0 & 63) & 1 && !slot_is_late(w0, w1);
+}
+
 /* All that an event's own slot says, but for thread, time and what HL_EXT and HL_LATE slots add. */
 static inline void slot_decode(struct codec_event *e, uint64_t w0, uint64_t w1, uint64_t w2, uint64_t seq)
 {
