@@ -67,13 +67,14 @@ static bool find_libgcc(void)
 
 /*
  * libgcc's stack must be ours as far as it goes, and may be shorter where it comes to code without CFI; longer only where
- * ours is cut.
+ * ours is cut, or is lost in code whose CFI only libgcc was told of.
  */
 static bool compare(const uint64_t *got, unsigned have, uint64_t *ips)
 {
     struct keys keys = {.ips = ips, .first = got[0]};
-    bool cut = got[have - 1] == HL_IP_CUT;
+    bool cut = got[have - 1] == HL_IP_CUT, lost = got[have - 1] == HL_IP_LOST;
     have -= have > 0 && got[have - 1] <= HL_IP_LOST;
+    cut |= lost && have > 0 && unwind_find_fde(got[have - 1] - 1) == NULL;
     backtrace(add_key, &keys);
     unsigned common = keys.count < have ? keys.count : have;
     bool same = memcmp(got, ips, common * sizeof *got) == 0;

@@ -148,6 +148,11 @@ def test_code_without_cfi_is_passed_by_its_frame_pointer_or_marked_as_lost(
     assert _run(build("stack_code.c", "-O2"), "guesses", env=lookup).code == 0
 
 
+def test_code_registered_with_libgcc_is_followed_as_libgcc_does_or_marked_as_lost(build: Build) -> None:
+    counts = _run(build("stack_code.c", "-O2"), "registered")
+    assert (counts.code, counts["captures"], counts["mismatches"], counts["lost"]) == (0, 60, 0, 0)
+
+
 @pytest.mark.parametrize("lookup", LOOKUPS)
 def test_a_library_loaded_where_another_one_was_has_its_own_rules(
     build: Build, tmp_path: Path, lookup: dict[str, str]

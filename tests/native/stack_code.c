@@ -117,6 +117,60 @@ static int guesses(void)
     return wrong != 0;
 }
 
+/*
+ * Code made at run time whose CFI libgcc was told of, as compilers at run time do. The shim does not ask libgcc (many releases
+ * take a lock for the answer, and sort in memory from malloc): to it this is code without CFI, where it goes by the frame
+ * pointer, or by the frame's size, or marks the stack. What nobody can tell without the CFI is not here: code that has no frame
+ * pointer, does not show its frame's size behind the call, and leaves its caller's rbp as it was. Its caller is skipped.
+ */
+extern void __register_frame(void *), __deregister_frame(void *);
+
+/* Writes a CIE and an FDE; `how` is the CFI at the call. */
+static void describe(unsigned char *section, const void *code, const unsigned char how[4])
+{
+    static const unsigned char cie[] = {16, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0x78, 16, 0x0c, 7, 8, 0x90, 1, 0, 0};
+    uint64_t range[2] = {(uintptr_t)code, 64};
+    memcpy(section, cie, sizeof cie); /* CFA = rsp + 8, return address at CFA - 8 */
+    section[20] = 28; /* the FDE: so many bytes, and so far from here to the CIE */
+    section[24] = 24;
+    memcpy(section + 28, range, sizeof range);
+    memcpy(section + 44, how, 4);
+}
+
+static int registered(void)
+{
+    static const struct { unsigned char code[16], how[4]; int followed; } made[] = {
+        /* push %rbp; mov %rsp, %rbp; sub $64, %rsp; call *%rdi; leave; ret: CFA = rbp + 16 */
+        {{0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x40, 0xff, 0xd7, 0xc9, 0xc3}, {0x0c, 6, 16, 0x86}, 1},
+        /* sub $24, %rsp; call *%rdi; add $24, %rsp; ret: CFA = rsp + 32 */
+        {{0x48, 0x83, 0xec, 0x18, 0xff, 0xd7, 0x48, 0x83, 0xc4, 0x18, 0xc3}, {0x0e, 32, 0, 0}, 1},
+        /* push %rbp; mov $3, %ebp; call *%rdi; pop %rbp; ret: CFA = rsp + 16 */
+        {{0x55, 0xbd, 3, 0, 0, 0, 0xff, 0xd7, 0x5d, 0xc3}, {0x0e, 16, 0x86, 2}, 0},
+    };
+    unsigned char *jit = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int wrong = 0;
+    for (unsigned k = 0; k < sizeof made / sizeof *made; k++) {
+        static _Alignas(8) unsigned char sections[3][64]; /* all zero behind: the end */
+        void (*call)(void (*)(void)), *code = jit + 256 * k;
+        memcpy(code, made[k].code, sizeof made[k].code);
+        memcpy(&call, &code, sizeof call);
+        describe(sections[k], code, made[k].how);
+        if (k == 0)
+            sections[k][48] = 2; /* DW_CFA_offset rbp, 2 */
+        __register_frame(sections[k]);
+        for (unsigned i = 0; i < 30 && made[k].followed; i++)
+            nest(call, record, i % 7);
+        for (unsigned i = 0; i < 30 && !made[k].followed; i++) {
+            uint64_t ips[8];
+            nest(call, record_only, i % 7);
+            unsigned count = trie_path(last, ips, 8);
+            wrong += expect(count == 3 && ips[2] == HL_IP_LOST, "what only its CFI says is lost, and says so");
+        }
+        __deregister_frame(sections[k]);
+    }
+    return wrong + stack_test_report();
+}
+
 /* Two libraries with other code at the same addresses. */
 static int reload(const char *first, const char *second)
 {
@@ -191,6 +245,8 @@ int main(int argc, char **argv)
         return rare();
     if (!strcmp(what, "guesses"))
         return guesses();
+    if (!strcmp(what, "registered"))
+        return registered();
     if (!strcmp(what, "reload") && argc == 4)
         return reload(argv[2], argv[3]);
     if (!strcmp(what, "exhaust"))
