@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import subprocess
 import sys
@@ -203,20 +202,34 @@ def test_a_sleep_that_must_not_be_disturbed_is_slept_through(native: Callable[..
         assert process.wait() == 0
 
 
+COMB = """
+import mmap, sys
+pages = int(sys.argv[1])
+comb = mmap.mmap(-1, pages * 4096)
+for page in range(0, pages, 2):
+    comb[page * 4096] = 1
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.mark.parametrize("holes", [100, 3_000, 9_000])
 def test_a_comb_of_pages_is_scanned_once_in_order_and_whole(holes: int) -> None:
-    # 512 regions fill the kernel's own buffer, 8,192 ours.
+    # 512 regions fill the kernel's own buffer, 8,192 ours. In another process: reading takes memory.
     supported("pagemap_scan")
-    with mmap.mmap(-1, 2 * holes * 4096) as comb:
-        for page in range(0, 2 * holes, 2):
-            comb[page * 4096] = 1
-        fd = os.open("/proc/self/pagemap", os.O_RDONLY)
+    argv = [sys.executable, "-c", COMB, str(2 * holes)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        fd = os.open(f"/proc/{child.pid}/pagemap", os.O_RDONLY)
         regions = residency.scan(fd, 0, (1 << 47) - 4096)
         os.close(fd)
         starts, ends = np.array(regions[::3]), np.array(regions[1::3])
         assert (starts[1:] >= ends[:-1]).all()
         assert len(starts) >= holes
-        assert residency.read(os.getpid(), method="pagemap_scan").agrees()
+        time.sleep(0.05)  # until it sleeps in read
+        check_balanced(residency.read(child.pid, method="pagemap_scan"), child.pid)
+        child.communicate()
 
 
 def test_a_text_of_smaps_that_was_cut_off_is_read_as_far_as_it_goes() -> None:

@@ -142,13 +142,6 @@ class Reading:
 
 
 _FIELDS = {b"Rss": "rss", b"Pss": "pss", b"Swap": "swap", b"Anonymous": "anonymous"}
-#: The lines of smaps that are wanted: a VMA's first line, sizes in kB, VmFlags.
-_LINE = re.compile(
-    rb"^(?:([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *(.*)"
-    rb"|(Rss|Pss|Swap|Anonymous|Private_Clean|Private_Dirty): +(\d+) kB|VmFlags: (.*))$",
-    re.MULTILINE,
-)
-
 
 #: Fields of a paragraph in the order in which every kernel since 4.14 writes them, among others.
 _SMAPS_FIELDS = (b"Rss", b"Pss", b"Private_Clean", b"Private_Dirty", b"Anonymous", b"Swap", b"VmFlags")
@@ -206,7 +199,13 @@ def parse_smaps(text: bytes) -> list[Vma]:
 def _parse_any_smaps(text: bytes) -> list[Vma]:
     """Line by line: a text that was cut off, or lacks some fields."""
     vmas: list[Vma] = []
-    for low, high, perms, offset, device, inode, path, name, size, flags in _LINE.findall(text):
+    # A VMA's first line, sizes in kB, VmFlags. Compiled here, as few texts need it.
+    line = re.compile(
+        rb"^(?:([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *(.*)"
+        rb"|(Rss|Pss|Swap|Anonymous|Private_Clean|Private_Dirty): +(\d+) kB|VmFlags: (.*))$",
+        re.MULTILINE,
+    )
+    for low, high, perms, offset, device, inode, path, name, size, flags in line.findall(text):
         if low:
             where = (int(low, 16), int(high, 16), perms.decode(), int(offset, 16), device.decode(), int(inode))
             vmas.append(Vma(*where, path.decode(errors="replace")))
