@@ -22,6 +22,10 @@ METHODS = ["pagemap_scan", "pagemap"]
 PYTHON = "import json, sys, threading; x = [str(i) for i in range(10**5)]; print('ready', flush=True); sys.stdin.read()"
 
 
+def has_scan() -> bool:
+    return residency.read(os.getpid()).method == "pagemap_scan"
+
+
 def supported(method: str) -> None:
     if residency.read(os.getpid()).method != "pagemap_scan" and method == "pagemap_scan":
         pytest.skip("this kernel has no PAGEMAP_SCAN (Linux 6.7)")
@@ -200,6 +204,21 @@ def test_a_sleep_that_must_not_be_disturbed_is_slept_through(native: Callable[..
             time.sleep(0.06)
             assert not stop.kept_still(), "its 20 ms are over"
         assert process.wait() == 0
+
+
+def test_a_kernel_without_the_scan_has_numpy_imported_before_a_process_is_stopped() -> None:
+    told = """
+import sys
+from heapledger.tracer import residency
+residency._PAGEMAP_SCAN = int(sys.argv[1])
+residency.prepare()
+print("numpy" in sys.modules)
+"""
+    for request, imported in ((residency._PAGEMAP_SCAN, "False"), (0xC0606611, "True")):
+        if request == residency._PAGEMAP_SCAN and not has_scan():
+            continue
+        argv = [sys.executable, "-c", told, str(request)]
+        assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip() == imported
 
 
 COMB = """

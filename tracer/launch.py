@@ -440,6 +440,7 @@ class _Run:
 def _import_collector() -> None:
     """What takes long, before the program starts: it would fill its rings meanwhile, and wait for us at its end."""
     importlib.import_module("heapledger.tracer.collect")
+    importlib.import_module("heapledger.tracer.residency").prepare()
     gc.freeze()  # what is there now stays: collections need not look at it
 
 

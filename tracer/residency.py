@@ -371,6 +371,21 @@ def _file(path: str) -> bytes:
         raise ProcessGoneError(f"{path}: {error.strerror}") from None
 
 
+def prepare() -> None:
+    """Before the first process is stopped: a kernel without PAGEMAP_SCAN is read with numpy, which takes 60 ms to be
+    imported."""
+    try:
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        scan(fd, 0, PAGE)
+    except OSError:
+        np.uint64(0)
+    finally:
+        os.close(fd)
+
+
 def grab(pid: int, *, method: str | None = None) -> Grab:
     """Reads all pages of `pid` now. `method` forces one source (tests); ProcessGoneError when it is gone."""
     begun = time.monotonic_ns()
