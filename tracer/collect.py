@@ -23,6 +23,8 @@ FLUSH_NS = 2_000_000_000
 #: After an exec was let go: how long until we look whether another program (without the shim) took its place.
 EXEC_LOOK_NS = 50_000_000
 UNSEEN = "it became a program that the shim is not part of, which is not followed"
+#: File systems of older kernels take times from a clock that moves every 1 to 10 ms.
+TICK_NS = 20_000_000
 #: So long after an image came or went others are expected to.
 LIVELY_NS = 20_000_000
 
@@ -185,7 +187,8 @@ class Collector:
         mtime = os.stat(self._folder_name).st_mtime_ns
         if mtime == self._spool_mtime:
             return
-        self._spool_mtime = mtime
+        # What comes later in the same tick of the file system's clock does not show in the time: one more look.
+        self._spool_mtime = mtime if time.time_ns() - mtime > TICK_NS else -1
         with os.scandir(self.folder) as entries:
             found = [e.name for e in entries if e.name not in self._seen and _is_image_name(e.name)]
         images = [image for name in found if (image := self._open(name)) is not None]

@@ -301,8 +301,7 @@ class Image:
     # ---- the log
 
     def _read_log_if_due(self, now_ns: int, final: bool) -> None:
-        """New nodes may lie in modules that the log has just told of."""
-        if final or now_ns >= self._log_due_ns or self.control.get("nodes") != self.nodes.taken:
+        if final or now_ns >= self._log_due_ns:
             self._log_due_ns = now_ns + LOOK_NS
             self.read_log()
 
@@ -372,7 +371,11 @@ class Image:
     # ---- call stacks
 
     def _drain_nodes(self, final: bool) -> None:
-        while (batch := self.nodes.read(self.control.get("nodes"), final=final)) is not None:
+        """New nodes may lie in modules that the log has just told of: read after their number, and before them."""
+        made = self.control.get("nodes")
+        if made != self.nodes.taken:
+            self.read_log()
+        while (batch := self.nodes.read(made, final=final)) is not None:
             if batch.highest_outside > MARKS and self.perf_map.meet():
                 self.modules[NUMBER] = MODULE
                 self._write_modules([NUMBER])
