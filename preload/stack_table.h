@@ -53,19 +53,16 @@ static inline struct table_bucket *table_bucket(const struct table *table, struc
     return &table->buckets[state.lane[1] & table->mask];
 }
 
-/* Without branches: which of the four it is cannot be foreseen. */
 static inline uint32_t table_find_at(const struct table_bucket *bucket, struct stack_state state, uint32_t epoch)
 {
     uint64_t wanted = state.lane[0] ^ table_epoch(epoch);
-    uint32_t node = 0;
-#pragma GCC unroll 4
     for (unsigned i = 0; i < 4; i++) {
         uint64_t word1 = __atomic_load_n(&bucket->entry[i].word[1], __ATOMIC_RELAXED);
         uint64_t word0 = __atomic_load_n(&bucket->entry[i].word[0], __ATOMIC_RELAXED);
-        uint64_t differs = (word0 ^ word1 ^ wanted) | (word1 ^ state.lane[1]) >> 32;
-        __asm__("test %1, %1\n\tcmovz %2, %0" : "+r"(node) : "r"(differs), "r"((uint32_t)word1) : "cc");
+        if ((word0 ^ word1) == wanted && ((word1 ^ state.lane[1]) >> 32) == 0)
+            return (uint32_t)word1;
     }
-    return node;
+    return 0;
 }
 
 /* The rest of table_find: the other buckets, and where the stack was before the table grew. */
