@@ -123,7 +123,7 @@ def test_a_run_imports_neither_numpy_nor_what_only_other_commands_use(tmp_path: 
     told = subprocess.run(argv, capture_output=True, text=True, check=True).stderr
     imported = {line.rpartition("|")[2].strip() for line in told.splitlines() if "|" in line}
     assert {"heapledger", "sqlite3"} <= imported
-    assert not imported & {"numpy", "elftools", "sqlalchemy", "flask", "rich", "apsw", "plotly", "importlib.resources"}
+    assert not imported & {"numpy", "sqlalchemy", "flask", "rich", "apsw", "plotly", "importlib.resources"}
 
 
 def test_default_names_are_safe() -> None:

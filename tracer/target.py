@@ -1,4 +1,4 @@
-"""Can this program be traced, and if not, why: looked at before it starts.
+"""Can this program be traced, and if not, why: looked at with pyelftools before it starts.
 
 Refused, because the shim would not be loaded or the program would not start: what is not there or not executable, what
 is neither ELF nor a script, other architectures, static programs, musl, programs that change identity (the loader
@@ -15,24 +15,24 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from heapledger.errors import TargetError
-from heapledger.tracer.symbols.elf import PARSE_ERRORS, PT_LOAD, Elf
 
 _MAX_SCRIPT_DEPTH = 4
-#: e_machine of <elf.h>
-_X86_64 = 62
-_MACHINES = {183: "aarch64", 40: "32-bit Arm", 3: "32-bit x86", 243: "RISC-V", 21: "PowerPC", 22: "S/390", 8: "MIPS"}
-_LINKED = (2, 3)  # ET_EXEC, ET_DYN
-_PT_DYNAMIC, _PT_INTERP = 2, 3
-_DT_NULL, _DT_NEEDED, _DT_STRTAB = 0, 1, 5
-_SHT_SYMTAB, _SHT_DYNSYM = 2, 11
+_MACHINES = {
+    "EM_AARCH64": "aarch64",
+    "EM_ARM": "32-bit Arm",
+    "EM_386": "32-bit x86",
+    "EM_RISCV": "RISC-V",
+    "EM_PPC": "PowerPC",
+    "EM_PPC64": "PowerPC",
+    "EM_S390": "S/390",
+    "EM_MIPS": "MIPS",
+}
 #: An entry of a symbol table: st_name, st_info, st_other, st_shndx, st_value, st_size.
 _SYMBOL = struct.Struct("<IBBHQQ")
 _STT_FUNC = 2
-#: Nothing longer is a path, or the list of what a program needs (bytes).
-_MAX_PATH, _MAX_DYNAMIC = 4096, 1 << 20
 _ALLOCATORS = ("libjemalloc", "libtcmalloc", "libmimalloc", "libhoard", "libsnmalloc")
 _SANITIZERS = {"libasan": "AddressSanitizer", "libtsan": "ThreadSanitizer", "libhwasan": "HWAddressSanitizer"}
 _SANITIZERS |= {"liblsan": "LeakSanitizer", "libclang_rt.asan": "AddressSanitizer"}
@@ -165,22 +165,23 @@ def _refuse(target: Target, reason: str, hint: str) -> NoReturn:
 
 
 def _check_elf(target: Target) -> None:
-    _check_machine(target, _head(target.program))
-    try:
-        elf = Elf(Path(target.program))
-    except PARSE_ERRORS:
-        _refuse_damaged(target)
-    with elf:
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
+    damage = (ELFError, ValueError, KeyError, IndexError, AttributeError, OSError, AssertionError)
+    with open(target.program, "rb") as file:
         try:
+            elf = ELFFile(file)
+            _check_machine(target, elf)
             interpreter = _segment_interpreter(elf)
             needed = _needed(elf)
-        except PARSE_ERRORS:
-            _refuse_damaged(target)
+        except damage:
+            _refuse(target, "is a damaged ELF file", "build or install it again")
         _check_loader(target, interpreter)
         _check_libraries(target, needed)
         try:
             own = _defines(elf, b"malloc") and _defines(elf, b"free")
-        except PARSE_ERRORS:
+        except damage:
             own = False
     if own:
         target.warnings.append(
@@ -188,49 +189,26 @@ def _check_elf(target: Target) -> None:
         )
 
 
-def _refuse_damaged(target: Target) -> NoReturn:
-    _refuse(target, "is a damaged ELF file", "build or install it again")
-
-
-def _check_machine(target: Target, head: bytes) -> None:
-    """`head`: 16 bytes of e_ident (4: 1 for 32 bits; 5: 2 for big endian), u16 e_type, u16 e_machine."""
-    if len(head) < 20:
-        _refuse_damaged(target)
-    kind, machine = struct.unpack_from(">HH" if head[5] == 2 else "<HH", head, 16)
-    if head[4] != 2 or machine != _X86_64:
-        default = "32-bit x86" if head[4] == 1 else f"another machine (number {machine} of ELF)"
-        _refuse(
-            target, f"is a program for {_MACHINES.get(machine, default)}", "only x86-64 programs can be traced so far"
-        )
-    if kind not in _LINKED:
+def _check_machine(target: Target, elf: Any) -> None:
+    machine = elf.header.e_machine
+    if elf.elfclass != 64 or machine != "EM_X86_64":
+        kind = _MACHINES.get(machine) or ("32-bit x86" if elf.elfclass == 32 else f"another machine ({machine})")
+        _refuse(target, f"is a program for {kind}", "only x86-64 programs can be traced so far")
+    if elf.header.e_type not in ("ET_EXEC", "ET_DYN"):
         _refuse(target, "is not a linked program", "link it first")
 
 
-def _segment_interpreter(elf: Elf) -> str:
-    for segment in elf.segments():
-        if segment.kind == _PT_INTERP:
-            return elf.read(segment.offset, min(segment.size, _MAX_PATH)).partition(b"\0")[0].decode()
+def _segment_interpreter(elf: Any) -> str:
+    for segment in elf.iter_segments():
+        if segment.header.p_type == "PT_INTERP":
+            return str(segment.get_interp_name())
     return ""
 
 
-def _needed(elf: Elf) -> list[str]:
-    """The libraries it names: DT_NEEDED, offsets in the strings at the address DT_STRTAB."""
-    segments = elf.segments()
-    for segment in segments:
-        if segment.kind == _PT_DYNAMIC:
-            table = elf.read(segment.offset, min(segment.size, _MAX_DYNAMIC) & ~15)
-            tags = []
-            for tag, value in struct.iter_unpack("<QQ", table):
-                if tag == _DT_NULL:
-                    break
-                tags.append((tag, value))
-            strings = next((value for tag, value in tags if tag == _DT_STRTAB), 0)
-            held = next((s for s in segments if s.kind == PT_LOAD and s.address <= strings < s.address + s.size), None)
-            if held is None:
-                return []
-            first = strings - held.address + held.offset
-            names = [elf.read(first + value, _MAX_PATH) for tag, value in tags if tag == _DT_NEEDED]
-            return [name.partition(b"\0")[0].decode() for name in names]
+def _needed(elf: Any) -> list[str]:
+    for segment in elf.iter_segments():
+        if segment.header.p_type == "PT_DYNAMIC":
+            return [str(tag.needed) for tag in segment.iter_tags() if tag.entry.d_tag == "DT_NEEDED"]
     return []
 
 
@@ -258,14 +236,13 @@ def _check_libraries(target: Target, needed: list[str]) -> None:
             target.warnings.append(f"{target.program} uses {library}: calls are recorded, glibc's model does not apply")
 
 
-def _defines(elf: Elf, name: bytes) -> bool:
+def _defines(elf: Any, name: bytes) -> bool:
     """Whether a function `name` is defined in the file, exported or not. Looks the name up, then its offset: the
     symbol tables of large programs have 10**5 entries."""
-    for section in elf.ordered:
-        if section.type not in (_SHT_DYNSYM, _SHT_SYMTAB) or section.size > _MAX_SYMTAB:
+    for section in elf.iter_sections():
+        if section.header.sh_type not in ("SHT_DYNSYM", "SHT_SYMTAB") or section.header.sh_size > _MAX_SYMTAB:
             continue
-        strings = elf.linked(section)
-        at = strings.data().find(b"\0" + name + b"\0") + 1 if strings is not None else 0
+        at = elf.get_section(section.header.sh_link).data().find(b"\0" + name + b"\0") + 1
         if at and _names_function(section.data(), struct.pack("<I", at)):
             return True
     return False
