@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ring_reader as rings
 
 from heapledger.errors import SpoolError
 from heapledger.store.events import COLUMNS, Events, Kind
-from heapledger.tracer import rings, spool
+from heapledger.tracer import spool
 
 PRELOAD = Path(__file__).parents[1] / "preload"
 _libc = ctypes.CDLL(None)

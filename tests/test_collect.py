@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ring_reader as rings
 
 from heapledger import _preload
 from heapledger.store.events import Events, Kind
 from heapledger.store.reader import Trace
 from heapledger.store.schema import Process
-from heapledger.tracer import rings, spool
+from heapledger.tracer import spool
 from heapledger.tracer.clock import Clock, pair
 from heapledger.tracer.recover import recover
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ring_reader as rings
 from test_spool import plain, slot
 
 from heapledger.store.blocks import Block
 from heapledger.store.events import COLUMNS, Events, Kind
 from heapledger.store.reader import Trace
 from heapledger.store.writer import TraceWriter
-from heapledger.tracer import rings, spool
+from heapledger.tracer import spool
 from heapledger.tracer._drain import Drain, Token
 
 MASK40 = (1 << 40) - 1

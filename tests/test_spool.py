@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ring_reader as rings
 
 from heapledger.errors import SpoolError
 from heapledger.store.events import Kind
-from heapledger.tracer import rings, spool
+from heapledger.tracer import spool
 
 HEADER = Path(__file__).parent.parent / "preload" / "spool.h"
 CAPACITY = 16

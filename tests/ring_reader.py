@@ -1,5 +1,5 @@
-"""One thread's ring file, and slots as columns of events: what tracer/drain.c does, to be read, and for tests of the
-shim. The drawings are in preload/spool.h."""
+"""One thread's ring file, and slots as columns of events: what tracer/drain.c does, in Python. The oracle of its tests,
+and what tests of the shim read with. The drawings are in preload/spool.h."""
 
 from __future__ import annotations
 
@@ -278,20 +278,6 @@ class Ring(Page):
     def backlog(self) -> int:
         """Slots reserved and not yet taken."""
         return max(0, self.get("head") - self.position)
-
-    def take_rest(self) -> U64 | None:
-        """Of a ring whose owner is dead: all slots that were not taken, as they are. None where it is not that simple
-        (calls in progress, very many): `read` knows what to do."""
-        count = self.get("head") - self.position
-        if not 0 <= count <= min(self.capacity, MAX_READ):
-            return None
-        w0, written = self._states(self.position, count)
-        if not (written & ((w0 & np.uint64(_DONE)) != 0)).all():
-            return None
-        slots = self._bodies(self.position, count)
-        self.position += count
-        self.stalled = self.floor = None
-        return slots
 
     def read(self, now_ns: int, *, final: bool = False, patience_ns: int = 100_000_000) -> Decoded | None:
         """The events that are complete, in slot order; None if there is nothing new. Does not move `tail`.
